@@ -1,0 +1,237 @@
+"""Training: a collator and a thin use of `transformers.Trainer`."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from gliznet.data.types import Example
+from gliznet.model import GliZNetForSequenceClassification
+from gliznet.tokenizer import GliZNETTokenizer
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "math": {"lr_scheduler_type": "linear", "warmup_steps": 0.1, "weight_decay": 0.01},
+    "card": {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 1e-3},
+}
+"""Learning-rate schedules of math §9.3 and of the card; `warmup_steps` below 1 is a share."""
+
+
+def training_rows(
+    examples: Sequence[Example], tokenizer: GliZNETTokenizer, seed: int, max_labels: int = 20
+) -> Dataset:
+    """Examples with a fixed, seeded order of candidates, and their lengths in tokens.
+
+    Args:
+        examples: texts with true labels and false candidates.
+        tokenizer: for the lengths by which batches are grouped.
+        seed: of the order in which each row's candidates stand in the sequence.
+        max_labels: candidates per row at most; the last false ones are left out, true ones never.
+
+    Returns:
+        Columns text, candidates, targets (0.0 or 1.0) and length (tokens, at most the window).
+
+    Raises:
+        ValueError: an example without a candidate, or with more true labels than `max_labels`.
+    """
+    lengths = tokenizer.count_tokens([e.text for e in examples])
+    unique = list(dict.fromkeys(c for e in examples for c in (*e.labels, *e.not_labels)))
+    label_lengths = dict(zip(unique, tokenizer.count_tokens(unique), strict=True))
+    rows = []
+    for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        room = max_labels - len(example.labels)
+        if room < 0:
+            raise ValueError(
+                f"example {i} has {len(example.labels)} true labels, max_labels is {max_labels}"
+            )
+        candidates = [*example.labels, *example.not_labels[:room]]
+        if not candidates:
+            raise ValueError(f"example {i} ({example.text[:40]!r}) has no candidate label")
+        random.Random(f"{seed}:{i}").shuffle(candidates)
+        true = set(example.labels)
+        total = 2 + length + sum(label_lengths[c] + 1 for c in candidates)
+        rows.append(
+            {
+                "text": example.text,
+                "candidates": candidates,
+                "targets": [float(c in true) for c in candidates],
+                "length": min(total, tokenizer.max_length),
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+class Collator:
+    """Tokenises rows of `training_rows` into one padded batch with `labels` `(B, K)`."""
+
+    def __init__(self, tokenizer: GliZNETTokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = self.tokenizer([r["text"] for r in rows], [r["candidates"] for r in rows])
+        labels = torch.zeros(len(rows), max(len(r["targets"]) for r in rows))
+        for i, row in enumerate(rows):
+            labels[i, : len(row["targets"])] = torch.tensor(row["targets"])
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "lmask": batch["lmask"],
+            "labels": labels,
+        }
+
+
+class GliZNetTrainer(Trainer):
+    """`Trainer` with a learning rate of its own for the new parameters, logging each loss term."""
+
+    def __init__(self, *args: Any, head_lr_multiplier: float = 1.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.head_lr_multiplier = head_lr_multiplier
+        self._terms: dict[str, list[Tensor]] = {}
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW with four groups: backbone and new parameters, each with and without decay."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        groups = []
+        for new in (False, True):
+            for decay in (False, True):
+                params = [
+                    p
+                    for n, p in model.named_parameters()
+                    if p.requires_grad
+                    and (not n.removeprefix("module.").startswith("backbone.")) == new
+                    and (n in decayed) == decay
+                ]
+                rate = self.args.learning_rate * (self.head_lr_multiplier if new else 1.0)
+                weight_decay = self.args.weight_decay if decay else 0.0
+                groups.append({"params": params, "lr": rate, "weight_decay": weight_decay})
+        cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = cls([g for g in groups if g["params"]], **kwargs)
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """The model's own weighted loss; its parts go to the log."""
+        outputs = model(**inputs)
+        if model.training:
+            for name, value in outputs.loss_terms.items():
+                self._terms.setdefault(name, []).append(value.detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of each loss term since the last log."""
+        if "loss" in logs:
+            for name, values in self._terms.items():
+                logs[f"loss_{name}"] = float(torch.stack(values).float().mean())
+            self._terms = {}
+        super().log(logs, *args, **kwargs)
+
+
+def train(
+    model: GliZNetForSequenceClassification,
+    tokenizer: GliZNETTokenizer,
+    examples: Sequence[Example],
+    folder: str | Path,
+    seed: int,
+    learning_rate: float,
+    head_lr_multiplier: float = 1.0,
+    epochs: float = 1.0,
+    max_steps: int = -1,
+    batch_size: int = 16,
+    gradient_accumulation: int = 1,
+    schedule: str = "math",
+    max_labels: int = 20,
+    bf16: bool = False,
+    activation_checkpointing: bool = False,
+    save_steps: float = 0.25,
+    logging_steps: float = 0.02,
+    development: Sequence[Example] | None = None,
+    patience: int | None = None,
+    **arguments: Any,
+) -> GliZNetTrainer:
+    """Trains a model in place; call it again with the same folder to resume an interrupted run.
+
+    Checkpoints go to `folder` every `save_steps` (a share of all steps if below 1). A call finds
+    the last complete one and continues from it with the same data order and random state.
+
+    Args:
+        model: an untrained or trained GliZNet.
+        tokenizer: its tokenizer; its window is the training window.
+        examples: training rows.
+        folder: checkpoints and trainer state.
+        seed: of data order, candidate order and dropout.
+        learning_rate: peak rate of the backbone.
+        head_lr_multiplier: factor for projections, head and temperatures.
+        epochs, max_steps: length of the run; a positive `max_steps` decides alone.
+        batch_size: rows per device and step.
+        gradient_accumulation: batches per optimiser step.
+        schedule: "math" (linear decay, 10 % warm-up) or "card" (cosine, 5 %).
+        max_labels: candidates per row at most.
+        bf16: autocast to bfloat16.
+        activation_checkpointing: recompute activations in the backward pass.
+        development: with `patience`, rows whose loss decides early stopping.
+        patience: evaluations without improvement before stopping.
+        **arguments: further `TrainingArguments`.
+
+    Raises:
+        ValueError: unknown schedule, or `patience` without `development`.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    if patience is not None and not development:
+        raise ValueError("patience is set but there are no development rows to stop on")
+    set_seed(seed)
+    rows = training_rows(examples, tokenizer, seed, max_labels)
+    held_out = training_rows(development, tokenizer, seed, max_labels) if development else None
+    callbacks = [] if patience is None else [EarlyStoppingCallback(patience)]
+    stopping: dict[str, Any] = {}
+    if held_out is not None:
+        stopping = {"eval_strategy": "steps", "eval_steps": save_steps}
+    if patience is not None:
+        stopping |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    settings: dict[str, Any] = {
+        **SCHEDULES[schedule],
+        "num_train_epochs": epochs,
+        "max_steps": max_steps,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation,
+        "max_grad_norm": 1.0,
+        "train_sampling_strategy": "group_by_length",
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "save_total_limit": 2,
+        "logging_steps": logging_steps,
+        "activation_checkpointing": activation_checkpointing,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "label_names": ["labels"],
+    }
+    trainer = GliZNetTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            seed=seed,
+            learning_rate=learning_rate,
+            bf16=bf16,
+            use_cpu=not torch.cuda.is_available(),
+            **{**settings, **stopping, **arguments},
+        ),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=Collator(tokenizer),
+        callbacks=callbacks,
+        head_lr_multiplier=head_lr_multiplier,
+    )
+    checkpoint = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    model.eval()
+    return trainer

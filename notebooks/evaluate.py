@@ -1,0 +1,152 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Evaluate one model
+#
+# This notebook scores one model on labelled sets and writes every score.
+# The record holds the metrics, the predictions file holds the logits of each text, so any other metric can be computed without the model.
+#
+# A set is scored with its labels in the published order.
+# The predicted label is the one with the highest logit.
+
+# %% tags=["parameters"]
+out: str = ""
+profile: str = "smoke"
+model: str = ""  # folder of a trained model; empty means untrained
+backbone: str = "tiny-random"  # of an untrained model
+formulation: str = "math"  # of an untrained model
+corpus: str = "validation"  # split of hardset-mini to score, empty for none
+corpus_rows: int = 20  # 0: all
+sets: list = []  # benchmark sets by name
+wordings: list = ["readable"]
+sample_rows: dict = {}  # name of a set: seeded sample of so many rows instead of all
+max_length: int = 192
+batch_size: int = 32
+
+# %%
+import random
+import time
+
+import numpy as np
+import pandas as pd
+
+from gliznet import ZeroShotClassificationPipeline
+from gliznet.backbones import fingerprint, load_or_build
+from gliznet.data.corpus import hardset_mini
+from gliznet.data.loading import load
+from gliznet.data.types import examples_sha256
+from gliznet.evaluation import (
+    macro_f1,
+    mean_over_sets,
+    per_class,
+    ranking_metrics,
+    score_examples,
+    score_single_label,
+)
+from gliznet.lab.figures import quiet
+from gliznet.lab.records import Reporter
+
+quiet()
+report = Reporter(out)
+gliznet, tokenizer = load_or_build(model, backbone, formulation, report.out, max_length)
+pipeline = ZeroShotClassificationPipeline(gliznet, tokenizer, batch_size=batch_size)
+report.backbone(
+    model or backbone, fingerprint(model) if model else fingerprint(gliznet.backbone.name_or_path)
+)
+OVER_TEXTS = "95 % bootstrap over texts"
+tokens = 0
+seconds = 0.0
+
+# %% [markdown]
+# ## The shipped corpus
+#
+# Every text of `hardset-mini` has several true labels and several hard negatives.
+# Micro F1 counts (text, candidate) pairs at the threshold one half; mean average precision and the reciprocal rank look at the order only.
+
+# %%
+rows = []
+if corpus:
+    examples = list(hardset_mini(corpus))[: corpus_rows or None]
+    report.data(f"hardset-mini/{corpus}", rows=len(examples), sha256=examples_sha256(examples))
+    scored = score_examples(pipeline, examples)
+    report.predictions(scored, f"hardset-mini-{corpus}")
+    for name, e in ranking_metrics(scored).items():
+        report.metric(
+            f"hardset-mini/{corpus}/{name}",
+            e.value,
+            low=e.low,
+            high=e.high,
+            n=e.n,
+            interval=OVER_TEXTS,
+        )
+        rows.append((name, e.value, e.low, e.high, e.n))
+pd.DataFrame(rows, columns=["metric", "value", "low", "high", "texts"]).round(3)
+
+# %% [markdown]
+# ## The benchmark sets
+#
+# Two wordings of the same labels are two different inputs.
+# Where both wordings are the same strings the scores are the same, and the set is scored once.
+
+# %%
+results = []
+done: dict = {}
+for name in sets:
+    for wording in wordings:
+        data = load(name, wording)
+        report.data(f"{name}/{wording}", rows=len(data), sha256=data.sha256)
+        if name in sample_rows:
+            chosen = sorted(random.Random(0).sample(range(len(data)), sample_rows[name]))
+            data = data.take(chosen)
+        key = (name, data.label_names)
+        if key not in done:
+            started = time.perf_counter()
+            logits, truth = score_single_label(pipeline, data)
+            seconds += time.perf_counter() - started
+            done[key] = logits, truth
+            table = pd.DataFrame(
+                {"truth": truth.astype(np.int16), "logits": [row.tolist() for row in logits]}
+            )
+            report.predictions(table, f"{name}-{wording}")
+        logits, truth = done[key]
+        estimate = macro_f1(logits, truth)
+        report.metric(
+            f"macro_f1/{wording}/{name}",
+            estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            n=estimate.n,
+            interval=OVER_TEXTS,
+        )
+        results.append((name, wording, estimate.value, estimate.low, estimate.high, estimate.n))
+if sets:
+    for wording in wordings:
+        values = [r[2] for r in results if r[1] == wording]
+        report.metric(
+            f"macro_f1/{wording}/mean", mean_over_sets(values), n=len(values), unit="sets"
+        )
+    report.cost("evaluation_seconds", seconds)
+pd.DataFrame(results, columns=["set", "wording", "macro F1", "low", "high", "texts"]).round(3)
+
+# %% [markdown]
+# ## Per class
+#
+# The last set in detail: which labels are found, and which are predicted too often.
+
+# %%
+report.close()
+if results:
+    detail = per_class(logits, truth, data.label_names).round(3)
+else:
+    detail = pd.DataFrame({"note": ["no benchmark set in this run"]})
+detail

@@ -1,0 +1,19 @@
+"""Shared test settings: no network, and the local data mirror where there is one."""
+
+import os
+
+# Set before any Hugging Face import, which reads it once: a test must never wait for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder that GLIZNET_DATA names; the test is skipped where it is unset."""
+    folder = os.environ.get("GLIZNET_DATA")
+    if not folder:
+        pytest.skip("GLIZNET_DATA is unset: no local data mirror to check against")
+    return Path(folder)
