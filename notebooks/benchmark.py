@@ -26,8 +26,6 @@ evidence: str = "bench"  # profile whose records fill the tables of the ten sets
 local: str = ""  # profile whose records fill the table of the shipped corpus; empty for none
 
 # %%
-import hashlib
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -36,16 +34,15 @@ from gliznet.data.registry import spec
 from gliznet.evaluation import mean_over_seeds
 from gliznet.lab import records
 from gliznet.lab.figures import COLOURS, show, use_style
+from gliznet.lab.fingerprints import records_sha256
 from gliznet.lab.records import Reporter
 from gliznet.lab.tables import interval, paste, paste_table, published
 
 use_style()
 report = Reporter(out)
 found = {key: r for key, r in records.load(evidence).items() if r.notebook == "evaluate"}
-summary = "".join(f"{key}:{r.result_hash()}" for key, r in sorted(found.items()))
-report.data(
-    f"records:{evidence}", rows=len(found), sha256=hashlib.sha256(summary.encode()).hexdigest()
-)
+number, joint = records_sha256(evidence)
+report.data(f"records:{evidence}", rows=number, sha256=joint)
 SETS = [
     "cr",
     "sst2",

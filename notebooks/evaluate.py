@@ -76,8 +76,9 @@ seconds = 0.0
 # %%
 rows = []
 if corpus:
-    examples = list(hardset_mini(corpus))[: corpus_rows or None]
+    examples = list(hardset_mini(corpus))
     report.data(f"hardset-mini/{corpus}", rows=len(examples), sha256=examples_sha256(examples))
+    examples = examples[: corpus_rows or None]
     scored = score_examples(pipeline, examples)
     report.predictions(scored, f"hardset-mini-{corpus}")
     for name, e in ranking_metrics(scored).items():

@@ -224,7 +224,9 @@ def test_autograd_agrees_with_finite_differences(name, seed):
         # The zero-weighted sums tie both inputs to the graph of every loss.
         return loss(s, targets, e, mask) + 0 * (s.sum() + e.sum())
 
-    assert torch.autograd.gradcheck(of_inputs, (logits.requires_grad_(), embeddings.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        of_inputs, (logits.requires_grad_(), embeddings.requires_grad_())
+    )
 
 
 # SupCon
@@ -406,9 +408,7 @@ def test_bce_gradients_with_both_temperatures():
     torch.testing.assert_close(tau_bce.grad, (error * logits.detach() / 7).sum())
     for leaf in leaves:
         leaf.grad = None
-    assert torch.autograd.gradcheck(
-        lambda s, a, b: bce_loss(s, targets, mask, a, b), leaves
-    )
+    assert torch.autograd.gradcheck(lambda s, a, b: bce_loss(s, targets, mask, a, b), leaves)
 
 
 def test_bce_takes_soft_targets():
@@ -424,7 +424,9 @@ def test_the_models_padded_logits_are_safe_in_every_loss():
     for loss in (supcon_loss, one_vs_negatives_loss, bce_loss):
         logits = padded.clone().requires_grad_()
         tau = torch.tensor(2.0).double().requires_grad_()
-        value = loss(logits, targets, mask, tau) if loss is bce_loss else loss(logits, targets, mask)
+        value = (
+            loss(logits, targets, mask, tau) if loss is bce_loss else loss(logits, targets, mask)
+        )
         value.backward()
         assert value.isfinite() and logits.grad.isfinite().all(), loss.__name__
         assert tau.grad is None or tau.grad.isfinite(), loss.__name__

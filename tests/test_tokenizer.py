@@ -326,7 +326,7 @@ class TestControlTokens:
 
     def test_all_at_once_among_many_labels(self, build, kind):
         _, tokenizer = _shared(build, kind)
-        labels = [f"{a}{b}" for a in LITERALS for b in LITERALS]
+        labels = [*LITERALS, *(2 * literal for literal in LITERALS)]
         batch = tokenizer(" ".join(LITERALS), labels)
         row, mask = rows(batch)[0], rows(batch, "lmask")[0]
         assert_only_ours(tokenizer, row, len(labels))
@@ -357,7 +357,9 @@ class TestControlTokens:
     )
     @given(
         pieces=st.lists(
-            st.sampled_from([*LITERALS, "[", "]", "[[LAB]]", "▁", "Ġ", "##", " ", "a", "\x00", "é"]),
+            st.sampled_from(
+                [*LITERALS, "[", "]", "[[LAB]]", "▁", "Ġ", "##", " ", "a", "\x00", "é"]
+            ),
             min_size=1,
         )
     )

@@ -365,8 +365,8 @@ def test_activation_checkpointing_gives_the_same_gradient(backbone, tmp_path, fo
     checkpointed = run(
         backbone, tmp_path / "b", examples, activation_checkpointing=True, **arguments
     )
-    assert checkpointed.model.is_gradient_checkpointing
-    assert not plain.model.is_gradient_checkpointing
+    assert checkpointed.model.is_activation_checkpointing
+    assert not plain.model.is_activation_checkpointing
     for one, other in zip(
         plain.state.log_history[:2], checkpointed.state.log_history[:2], strict=True
     ):
@@ -602,26 +602,36 @@ def test_two_processes_equal_one_with_the_same_global_batch(backbone, tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_card_formulation(backbone, tmp_path):
-    # The bilinear head leaves τ and τ_BCE without a gradient, which DDP refuses if not told.
+def test_two_processes_see_every_row_once_in_an_epoch(backbone, tmp_path):
+    """With dropout, after which the processes' global generators differ.
+
+    The card's bilinear head leaves τ and τ_BCE without a gradient, which DDP refuses if not told.
+    """
     call = {
         "backbone": backbone,
         "folder": str(tmp_path / "run"),
         "result": str(tmp_path / "result"),
-        "rows": {"count": 8},
+        "rows": {"count": 24},
         "build": {"formulation": "card"},
         "train": {
             "seed": 7,
             "learning_rate": 1e-3,
-            "max_steps": 2,
+            "epochs": 2,
             "batch_size": 2,
             "schedule": "card",
-            "activation_checkpointing": True,
         },
     }
     config = str(REPOSITORY / "configs" / "accelerate_2proc_cpu.yaml")
     done = in_process(call, ("-m", "accelerate.commands.launch", "--config_file", config))
     assert done.returncode == 0, done.stderr[-3000:]
+    seen = [json.loads((tmp_path / "result" / f"seen-{i}.json").read_text()) for i in (0, 1)]
+    texts = sorted(e.text for e in train_script.rows(24))
+    epochs = []
+    for half in (slice(0, 6), slice(6, 12)):
+        batches = [batch for process in seen for batch in process[half]]
+        assert sorted(text for batch in batches for text in batch) == texts
+        epochs.append(batches)
+    assert epochs[0] != epochs[1]
 
 
 def test_the_zero2_config_asks_for_stage_2_and_bf16():

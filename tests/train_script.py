@@ -1,7 +1,8 @@
 """A training run in a process of its own, for the tests of killing, resuming and two processes.
 
-Called with a JSON object: `backbone`, `folder`, `result`, optional `kill_at` (optimiser step) and
-`build` and `train` (arguments of `build` and of `gliznet.training.train`).
+Called with a JSON object: `backbone`, `folder`, `result`, `rows`, `train` and optional `build`
+(arguments of `rows`, `gliznet.training.train` and `build`), and optional `kill_at`, the optimiser
+step at which the process ends itself.
 """
 
 import json
@@ -58,20 +59,29 @@ class Kill(TrainerCallback):
 
 def main(call: dict) -> None:
     torch.set_num_threads(1)
-    if "kill_at" in call:
-        original = training.GliZNetTrainer.__init__
+    # `train` takes no callbacks and no collator, so both are put in from outside.
+    original = training.GliZNetTrainer.__init__
+    seen: list[list[str]] = []
 
-        def with_kill(self, *args, callbacks=(), **kwargs):
-            original(self, *args, callbacks=[*callbacks, Kill(call["kill_at"])], **kwargs)
+    def with_kill(self, *args, callbacks=(), **kwargs):
+        callbacks = [*callbacks, *([Kill(call["kill_at"])] if "kill_at" in call else [])]
+        collate = kwargs.pop("data_collator")
 
-        training.GliZNetTrainer.__init__ = with_kill
+        def watching(batch: list[dict]) -> dict:
+            seen.append([row["text"] for row in batch])
+            return collate(batch)
+
+        original(self, *args, callbacks=callbacks, data_collator=watching, **kwargs)
+
+    training.GliZNetTrainer.__init__ = with_kill
     model, tokenizer = build(call["backbone"], **call.get("build", {}))
     trainer = training.train(
         model, tokenizer, rows(**call["rows"]), call["folder"], **call["train"]
     )
+    result = Path(call["result"])
+    result.mkdir(parents=True, exist_ok=True)
+    (result / f"seen-{trainer.args.process_index}.json").write_text(json.dumps(seen))
     if trainer.is_world_process_zero():
-        result = Path(call["result"])
-        result.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), result / "model.safetensors")
         (result / "log.json").write_text(json.dumps(trainer.state.log_history))
         (result / "world.json").write_text(json.dumps(trainer.args.world_size))

@@ -99,7 +99,7 @@ def run_entry(entry: Entry, root: Path, discard: bool = False) -> float:
         **inputs,
         **report.model_dump(include=set(Results.model_fields)),
         versions=_versions(),
-        hardware=_hardware(),
+        hardware=hardware(),
         git_commit=_git_commit(root),
         started=started,
         wall_seconds=round(seconds, 1),
@@ -170,20 +170,23 @@ def main(arguments: list[str] | None = None) -> int:
     mode.add_argument("--check", action="store_true", help="print what is not fresh; exit 1 if any")
     mode.add_argument("--render-only", action="store_true", help="sync prose, run nothing")
     options = parser.parse_args(arguments)
+    from gliznet.lab.fingerprints import fingerprint
+
     try:
         root = find_root()
         if options.list:
             for entry in select(load_profile(options.profile, root), options.only):
                 print(entry.key, *(f"← {need}" for need in entry.needs))
         elif options.check:
-            stale = {k: v for k, v in freshness.status(options.profile, root).items() if v}
+            found = freshness.status(options.profile, root, fingerprint)
+            stale = {key: reasons for key, reasons in found.items() if reasons}
             for key, reasons in stale.items():
                 print(*(f"{key}: {reason}" for reason in reasons), sep="\n")
             return int(bool(stale))
         elif options.render_only:
-            render(options.profile, root)
+            render(options.profile, root, fingerprint)
         else:
-            run_profile(options.profile, root, options.only, options.force)
+            run_profile(options.profile, root, options.only, options.force, fingerprint)
     except LabError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
@@ -278,7 +281,8 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _hardware() -> Hardware:
+def hardware() -> Hardware:
+    """What machine this is."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
