@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _classify(options: argparse.Namespace) -> int:
     from gliznet import (
-        GliZNETTokenizer,
         GliZNetForSequenceClassification,
+        GliZNETTokenizer,
         ZeroShotClassificationPipeline,
     )
 
@@ -42,9 +42,7 @@ def _classify(options: argparse.Namespace) -> int:
         classification_type=options.kind,
     )
     texts = iter(options.text or (line.rstrip("\n") for line in sys.stdin))
-    for result in pipeline(
-        texts, options.label, threshold=options.threshold, top_k=options.top_k
-    ):
+    for result in pipeline(texts, options.label, threshold=options.threshold, top_k=options.top_k):
         scores = {entry.label: round(entry.score, 4) for entry in result.labels}
         print(json.dumps({"text": result.text, "scores": scores}, ensure_ascii=False))
     return 0

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: starts processes of its own; part of every test run")
+
+
 @pytest.fixture(scope="session")
 def mirror() -> Path:
     """The folder that GLIZNET_DATA names; the test is skipped where it is unset."""

@@ -25,7 +25,7 @@ from gliznet.evaluation import (
 )
 from gliznet.predictor import ZeroShotClassificationPipeline
 
-CASES = settings(max_examples=25, deadline=None, derandomize=True)
+CASES = settings(max_examples=10, deadline=None, derandomize=True)
 
 
 class Oracle(ZeroShotClassificationPipeline):
@@ -78,22 +78,18 @@ def test_a_class_that_never_occurs_counts_zero():
     assert macro_f1(scores, np.array([0, 1, 0, 1])).value == pytest.approx(2 / 3)
 
 
-def test_every_resample_is_scored_as_scikit_learn_would():
+def test_every_resample_counts_every_class():
     rng = np.random.default_rng(0)
     scores, truth = rng.normal(size=(12, 4)), rng.integers(0, 4, 12)
     rows = np.random.default_rng(7)
     values = []
+    predicted = scores.argmax(axis=1)
     for _ in range(1000):
         chosen = rows.integers(0, 12, 12)
-        values.append(
-            f1_score(
-                truth[chosen],
-                scores[chosen].argmax(axis=1),
-                labels=range(4),
-                average="macro",
-                zero_division=0,
-            )
-        )
+        t, p = truth[chosen], predicted[chosen]
+        hits = [int(((t == k) & (p == k)).sum()) for k in range(4)]
+        sizes = [int((t == k).sum() + (p == k).sum()) for k in range(4)]
+        values.append(sum(2 * h / m for h, m in zip(hits, sizes, strict=True) if m) / 4)
     estimate = macro_f1(scores, truth, seed=7)
     assert estimate.low == pytest.approx(np.quantile(values, 0.025), abs=1e-12)
     assert estimate.high == pytest.approx(np.quantile(values, 0.975), abs=1e-12)
@@ -122,7 +118,7 @@ def test_the_per_class_table_is_the_report_of_scikit_learn(case):
         assert row["support"] == (truth == k).sum()
         assert row["predicted"] == (scores.argmax(axis=1) == k).sum()
     assert table["predicted"].sum() == table["support"].sum() == len(truth)
-    assert table["f1"].mean() == pytest.approx(macro_f1(scores, truth).value)
+    assert table["f1"].mean() == pytest.approx(report["macro avg"]["f1-score"])
 
 
 def test_single_label_scores_stand_in_the_order_of_the_candidates():
@@ -162,18 +158,17 @@ def test_the_bootstrap_depends_on_the_seed_only():
 
 
 def test_the_interval_covers_the_mean_of_a_known_distribution():
-    # 95 % of 300 intervals of the mean of 60 exponential values (mean 1). The percentile interval
-    # of a skewed mean is a little too short: 0.90 to 0.98 holds with both its bias and 4 standard
-    # errors of a share of 300.
+    # 95 % of 200 intervals of the mean of 60 exponential values (mean 1). The percentile interval
+    # of a skewed mean covers about 0.93; 0.87 and 0.99 are four standard errors from it.
     rng = np.random.default_rng(0)
     covered = 0
-    for seed in range(300):
+    for seed in range(200):
         values = rng.exponential(size=60)
         estimate = bootstrap(
-            lambda rows, v=values: float(v[rows].mean()), 60, seed=seed, samples=200
+            lambda rows, v=values: float(v[rows].mean()), 60, seed=seed, samples=150
         )
         covered += estimate.low <= 1.0 <= estimate.high
-    assert 0.90 <= covered / 300 <= 0.98
+    assert 0.87 <= covered / 200 <= 0.99
 
 
 def test_the_interval_has_the_width_of_the_normal_one():
@@ -202,7 +197,9 @@ def scored_tables(draw):
         target = rng.integers(0, 2, size)
         target[rng.integers(0, size)] = 1
         # Scores on a coarse grid have ties, also at the threshold.
-        score = rng.choice([0.0, 0.25, 0.5, 0.75, 1.0] if draw(st.booleans()) else rng.random(9), size)
+        score = rng.choice(
+            [0.0, 0.25, 0.5, 0.75, 1.0] if draw(st.booleans()) else rng.random(9), size
+        )
         rows += [(example, f"l{j}", int(target[j]), float(score[j])) for j in range(size)]
     return pd.DataFrame(rows, columns=["example", "label", "target", "score"])
 
@@ -227,7 +224,7 @@ def test_ranking_metrics_are_those_of_scikit_learn(scored):
 @given(scored_tables())
 @CASES
 def test_mrr_and_map_are_the_naive_ones_without_ties(scored):
-    assume(not scored.duplicated(["example", "score"]).any())
+    scored["score"] += np.arange(len(scored)) * 1e-6
     metrics = ranking_metrics(scored)
     reciprocal, precisions = [], []
     for _, group in scored.groupby("example"):
@@ -253,7 +250,7 @@ def test_ranks_of_a_worked_example():
     assert ranking_metrics(scored, threshold=0.15)["micro_f1"].value == pytest.approx(4 / 7)
 
 
-def test_equal_scores_give_no_rank_one_to_a_true_label_that_stands_first():
+def test_a_tie_does_not_favour_the_true_label_that_stands_first():
     # score_examples lists true labels first: a constant model must not get a perfect MRR.
     scored = pd.DataFrame(
         [(0, "a", 1, 0.5), (0, "b", 0, 0.5), (0, "c", 0, 0.5), (0, "d", 0, 0.5)],
@@ -261,7 +258,7 @@ def test_equal_scores_give_no_rank_one_to_a_true_label_that_stands_first():
     )
     metrics = ranking_metrics(scored)
     assert metrics["map"].value == pytest.approx(1 / 4)
-    assert metrics["mrr"].value < 1
+    assert metrics["mrr"].value == pytest.approx(1 / 4)
 
 
 def test_a_text_without_a_true_label_is_an_error():
@@ -309,9 +306,10 @@ def test_the_interval_of_two_seeds_is_the_closed_form():
     # With one degree of freedom Student's t is Cauchy's: its quantile is tan(π (p − ½)).
     half = math.tan(math.pi * 0.475) * (0.2 / math.sqrt(2)) / math.sqrt(2)
     estimate = mean_over_seeds([0.4, 0.6])
-    assert estimate == Estimate(
-        pytest.approx(0.5), pytest.approx(0.5 - half), pytest.approx(0.5 + half), 2
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx(
+        (0.5, 0.5 - half, 0.5 + half)
     )
+    assert isinstance(estimate, Estimate) and estimate.n == 2
 
 
 @pytest.mark.parametrize("values", [[], [0.5]])

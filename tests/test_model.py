@@ -19,7 +19,7 @@ from transformers import (
 
 from gliznet import GliZNetConfig, GliZNetForSequenceClassification, GliZNETTokenizer, losses
 from gliznet.backbones import resolve
-from gliznet.model import label_conditioned_attention, label_membership, pool_labels
+from gliznet.layers import label_conditioned_attention, label_membership, pool_labels
 
 TEXTS = ["the cat sat on the mat", "", "a long story about war and peace and the price of bread"]
 LABELS = [["animals", "war and peace", "cooking"], ["animals"], ["the price of bread", "cats"]]

@@ -1,6 +1,7 @@
 """The training mix: shares, balance, candidates, wordings, development sets, fingerprints."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from gliznet.data.sampling import (
 )
 from gliznet.data.types import Example, LabelledTexts, examples_sha256
 
-COLOURS = tuple("red green blue black white grey pink brown teal cyan".split())
+COLOURS = tuple(["red", "green", "blue", "black", "white", "grey", "pink", "brown", "teal", "cyan"])
 MOODS = ("Positive", "negative", "neutral")
 
 
@@ -88,7 +89,7 @@ def test_a_source_keeps_its_rows_when_another_is_added_after_it():
 
 def test_the_sources_are_shuffled():
     drawn = [e.source for e in sample_mix(mix(("moods", "cases")), 80, 0, load_toy)]
-    changes = sum(a != b for a, b in zip(drawn, drawn[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(drawn))
     assert changes > 10
 
 
@@ -327,7 +328,7 @@ def test_a_planted_benchmark_text_is_found():
     examples = sample_mix(mix(), 100, 0, load_toy)
     benchmark = [single("bench-a", ("x",), [40]), single("bench-b", ("x",), [30])]
     assert assert_no_overlap(examples, benchmark) == 70
-    planted = examples[:50] + [Example("  BENCH-B  text 7", ("x",), (), "leaky")] + examples[50:]
+    planted = [*examples, Example("  BENCH-B  text 7", ("x",), (), "leaky")]
     with pytest.raises(ValueError, match=r"1 texts of bench-b .* from leaky: 'bench-b text 7'"):
         assert_no_overlap(planted, benchmark)
 

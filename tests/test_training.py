@@ -76,6 +76,7 @@ def in_process(call: dict, launcher: tuple[str, ...] = ()) -> subprocess.Complet
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(REPOSITORY),
     }
@@ -155,7 +156,7 @@ def test_the_collator_equals_a_naive_one(tokenizer):
         mask = [0] * len(ids)
         for number, label in enumerate(row["candidates"], start=1):
             pieces = encode(label, add_special_tokens=False)["input_ids"]
-            ids += pieces + [encode.convert_tokens_to_ids("[LAB]")]
+            ids += [*pieces, encode.convert_tokens_to_ids("[LAB]")]
             mask += [number] * len(pieces) + [0]
         sequences.append(ids)
         masks.append(mask)
@@ -195,7 +196,7 @@ def test_the_four_groups_hold_each_parameter_once_at_its_rate(backbone, tmp_path
         (pytest.approx(2e-3), 0.01),
     ]
     members = [[names[id(p)] for p in g["params"]] for g in groups]
-    assert sorted(sum(members, [])) == sorted(names.values())
+    assert sorted(name for group in members for name in group) == sorted(names.values())
     for group in members[:2]:
         assert group and all(n.startswith("backbone.") for n in group)
     for group in members[2:]:
@@ -307,7 +308,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(backbone, 
 
 
 def test_training_lowers_the_loss_and_ends_in_evaluation_mode(backbone, tmp_path):
-    trainer = run(backbone, tmp_path, train_script.rows(8), max_steps=60, batch_size=8)
+    trainer = run(backbone, tmp_path, train_script.rows(8), max_steps=30, batch_size=8)
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert not trainer.model.training
@@ -322,7 +323,6 @@ def test_the_log_holds_every_term_and_they_add_up(backbone, tmp_path):
     for entry in logged:
         parts = entry["loss_contrastive"] + 0.1 * entry["loss_repulsion"] + entry["loss_bce"]
         assert entry["loss"] == pytest.approx(parts, rel=1e-5)
-        assert entry["loss_total"] == pytest.approx(parts, rel=1e-5)
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -353,7 +353,7 @@ def test_bf16_autocast_trains_on_the_cpu(backbone, tmp_path):
     one, other = exact.state.log_history[0]["loss"], rough.state.log_history[0]["loss"]
     assert other != one  # bfloat16 was used
     assert other == pytest.approx(one, rel=2e-2)  # 8 bits of mantissa
-    assert all(math.isfinite(float(p.sum())) for p in rough.model.parameters())
+    assert all(bool(p.isfinite().all()) for p in rough.model.parameters())
 
 
 @pytest.mark.parametrize("formulation", ["math", "card"])

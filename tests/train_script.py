@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from gliznet import GliZNETTokenizer, GliZNetForSequenceClassification, training
+from gliznet import GliZNetForSequenceClassification, GliZNETTokenizer, training
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.types import Example
 
