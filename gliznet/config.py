@@ -1,35 +1,27 @@
 """Configuration of GliZNet: one switch per choice that the two published formulations make."""
 
-from typing import Any, ClassVar, Literal, get_args
+import inspect
+import math
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 LAB_TOKEN = "[LAB]"
 """The token that closes each label in the sequence (math §2.1, card "Tokenizer")."""
 
-Projection = Literal["identity", "linear", "linear_layernorm"]
-ProjectionInit = Literal["identity", "default"]
-LabelEmbedding = Literal["mean", "lab"]
-TextEmbedding = Literal["label_attention", "cls", "mean"]
-AttentionPositions = Literal["text", "unlabelled"]
-AttentionScore = Literal["dot", "cosine"]
-Head = Literal["cosine", "dot", "bilinear"]
-Contrastive = Literal["supcon", "one_vs_negatives"]
-Repulsion = Literal["cosine", "vicreg"]
-Probability = Literal["bce", "logits"]
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "projection": get_args(Projection),
-    "projection_init": get_args(ProjectionInit),
-    "label_embedding": get_args(LabelEmbedding),
-    "text_embedding": get_args(TextEmbedding),
-    "attention_positions": get_args(AttentionPositions),
-    "attention_score": get_args(AttentionScore),
-    "head": get_args(Head),
-    "contrastive": get_args(Contrastive),
-    "repulsion": get_args(Repulsion),
-    "probability": get_args(Probability),
+CHOICES: dict[str, tuple[str, ...]] = {
+    "projection": ("identity", "linear", "linear_layernorm"),
+    "projection_init": ("identity", "default"),
+    "label_embedding": ("mean", "lab"),
+    "text_embedding": ("label_attention", "cls", "mean"),
+    "attention_positions": ("text", "unlabelled"),
+    "attention_score": ("dot", "cosine"),
+    "head": ("cosine", "dot", "bilinear"),
+    "contrastive": ("supcon", "one_vs_negatives"),
+    "repulsion": ("cosine", "vicreg"),
+    "probability": ("bce", "logits"),
 }
+"""The values that each switch can take."""
 
 
 class GliZNetConfig(PretrainedConfig):
@@ -76,28 +68,28 @@ class GliZNetConfig(PretrainedConfig):
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         lab_token_id: int | None = None,
         control_token_ids: tuple[int, ...] | list[int] = (),
-        projection: Projection = "linear",
-        projection_init: ProjectionInit = "identity",
+        projection: str = "linear",
+        projection_init: str = "identity",
         projected_dim: int | None = None,
         projection_dropout: float = 0.0,
-        label_embedding: LabelEmbedding = "mean",
-        text_embedding: TextEmbedding = "label_attention",
-        attention_positions: AttentionPositions = "text",
-        attention_score: AttentionScore = "dot",
+        label_embedding: str = "mean",
+        text_embedding: str = "label_attention",
+        attention_positions: str = "text",
+        attention_score: str = "dot",
         tau_attn: float = 1.0,
-        head: Head = "cosine",
+        head: str = "cosine",
         tau: float = 7.38905609893065,
         tau_bce: float = 7.38905609893065,
         learn_temperatures: bool = True,
-        contrastive: Contrastive = "supcon",
+        contrastive: str = "supcon",
         contrastive_weight: float = 1.0,
         margin: float = 0.0,
-        repulsion: Repulsion = "cosine",
+        repulsion: str = "cosine",
         repulsion_weight: float = 0.1,
         repulsion_threshold: float = 0.3,
         vicreg_target_std: float = 1.0,
         bce_weight: float = 1.0,
-        probability: Probability = "bce",
+        probability: str = "bce",
         **kwargs: Any,
     ):
         if isinstance(backbone_config, dict):
@@ -134,7 +126,7 @@ class GliZNetConfig(PretrainedConfig):
     @classmethod
     def math(cls, backbone_config: Any = None, **overrides: Any) -> "GliZNetConfig":
         """The mathematics document: mean labels, attention, cosine, SupCon + repulsion + BCE."""
-        return cls(backbone_config=backbone_config, **overrides)
+        return cls._preset(backbone_config, overrides)
 
     @classmethod
     def card(cls, backbone_config: Any = None, **overrides: Any) -> "GliZNetConfig":
@@ -153,7 +145,17 @@ class GliZNetConfig(PretrainedConfig):
             "repulsion_weight": 0.05,
             "bce_weight": 0.5,
         }
-        return cls(backbone_config=backbone_config, **{**preset, **overrides})
+        return cls._preset(backbone_config, {**preset, **overrides})
+
+    @classmethod
+    def _preset(cls, backbone_config: Any, values: dict[str, Any]) -> "GliZNetConfig":
+        # transformers keeps any keyword as an attribute, so a misspelt switch would pass unseen.
+        unknown = sorted(
+            values.keys() - inspect.signature(GliZNetConfig.__init__).parameters.keys()
+        )
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such field of GliZNetConfig")
+        return cls(backbone_config=backbone_config, **values)
 
     @property
     def hidden_size(self) -> int:
@@ -170,16 +172,20 @@ class GliZNetConfig(PretrainedConfig):
         return self.projected_dim
 
     def _check(self) -> None:
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
         for name in ("tau", "tau_attn", "tau_bce", "vicreg_target_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be finite and greater than 0"
+                )
         for name in ("contrastive_weight", "repulsion_weight", "bce_weight", "margin"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be finite and not negative"
+                )
         if not 0 <= self.projection_dropout < 1:
             raise ValueError(
                 f"projection_dropout is {self.projection_dropout}: it must be in [0, 1)"

@@ -144,7 +144,8 @@ def ranking_metrics(
     per_text = {
         "macro_f1": np.array([f1_score(t, s >= threshold, zero_division=0) for t, s in groups]),
         "map": np.array([average_precision_score(t, s) for t, s in groups]),
-        "mrr": np.array([1 / (1 + np.argmax(t[np.argsort(-s, kind="stable")])) for t, s in groups]),
+        # The true label ranks last among equal scores, as in average precision.
+        "mrr": np.array([1 / (1 + (s[t == 0] >= s[t == 1].max()).sum()) for t, s in groups]),
     }
 
     def micro(rows: NDArray[np.intp]) -> float:

@@ -68,20 +68,21 @@ def label_conditioned_attention(
     text: Float[Tensor, "B L D"],
     positions: Bool[Tensor, "B L"],
     tau: Tensor | float,
+    values: Float[Tensor, "B L D"] | None = None,
 ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K L"]]:
     """One text embedding per label: softmax over `positions` of ⟨label, token⟩ / τ (math §6).
 
     Args:
         labels: queries.
-        text: keys and values.
+        text: keys, and values unless these are given.
         positions: the set over which the softmax runs; must not be empty in any row.
         tau: attention temperature; a higher one flattens the weights.
+        values: what is averaged, where it is not the keys.
 
     Returns:
         Label-conditioned text embeddings and the attention weights, 0 outside `positions`.
     """
     scores = labels @ text.transpose(1, 2) / tau
     scores = scores.masked_fill(~positions[:, None, :], torch.finfo(scores.dtype).min)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(dim=-1, dtype=wide).to(text.dtype)
-    return weights @ text, weights
+    weights = scores.softmax(dim=-1)
+    return weights @ (text if values is None else values), weights

@@ -55,9 +55,7 @@ def one_vs_negatives_loss(
     """
     logits, positive = _widen(logits), (labels > 0.5) & label_mask
     negative = label_mask & ~positive
-    lowest = _lowest(logits)
-    rivals = logits.masked_fill(~negative, lowest).logsumexp(dim=-1, keepdim=True)
-    rivals = rivals.masked_fill(~negative.any(dim=-1, keepdim=True), lowest)
+    rivals = logits.masked_fill(~negative, _lowest(logits)).logsumexp(dim=-1, keepdim=True)
     per_label = F.softplus(rivals - (logits - margin))
     count = positive.sum(dim=-1)
     per_row = per_label.masked_fill(~positive, 0.0).sum(dim=-1) / count.clamp(min=1)
@@ -133,7 +131,8 @@ def bce_loss(
     Returns:
         Mean over the N real (text, label) pairs.
     """
-    scaled = _widen(logits) / tau * tau_bce
+    # Padding may hold -inf, whose product with a zero gradient would make that of tau NaN.
+    scaled = _widen(logits).masked_fill(~label_mask, 0.0) / tau * tau_bce
     per_pair = F.binary_cross_entropy_with_logits(scaled, labels.to(scaled), reduction="none")
     return _mean(per_pair, label_mask)
 

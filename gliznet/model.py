@@ -27,7 +27,7 @@ from gliznet.tokenizer import GliZNETTokenizer
 class GliZNetOutput(ModelOutput):
     """Dense outputs; entries outside `label_mask` are padding (logits there are −inf)."""
 
-    loss: Tensor | None = None
+    loss: Tensor | dict[str, Any] | None = None  # accelerate rebuilds an output from a dictionary
     logits: Tensor | None = None  # (B, K)
     label_mask: Tensor | None = None  # (B, K) bool
     loss_terms: dict[str, Tensor] | None = None
@@ -51,9 +51,9 @@ class GliZNetForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: GliZNetConfig):
         super().__init__(config)
-        self.backbone = AutoModel.from_config(
-            config.backbone_config, attn_implementation=config._attn_implementation
-        )
+        # A requested attention implementation has reached backbone_config through sub_configs; else
+        # the backbone chooses: DeBERTa, for one, has no "sdpa".
+        self.backbone = AutoModel.from_config(config.backbone_config)
         # GliZNet reads token states only; a pooler would be dead weight in every checkpoint.
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None
@@ -61,10 +61,13 @@ class GliZNetForSequenceClassification(PreTrainedModel):
         self.label_projection = projection(config)
         self.head = SimilarityHead(config)
         # Logarithms keep the temperatures positive under gradient steps.
-        learn = config.learn_temperatures
         for name in ("tau", "tau_attn", "tau_bce"):
             value = torch.tensor(math.log(getattr(config, name)))
-            self.register_parameter(f"log_{name}", nn.Parameter(value, requires_grad=learn))
+            if config.learn_temperatures:
+                self.register_parameter(f"log_{name}", nn.Parameter(value))
+            else:
+                # from_pretrained makes every parameter trainable; a buffer stays frozen.
+                self.register_buffer(f"log_{name}", value)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,7 +121,10 @@ class GliZNetForSequenceClassification(PreTrainedModel):
             control_token_ids=tokenizer.control_token_ids,
             **overrides,
         )
-        config._attn_implementation = backbone.config._attn_implementation
+        # Building the configuration has reset the choice in backbone.config, the same object.
+        config._attn_implementation = attn_implementation
+        # The path of the backbone on this machine has no place in a checkpoint.
+        config.backbone_config._name_or_path = ""
         model = cls(config)
         model.backbone.load_state_dict(
             {k: v for k, v in backbone.state_dict().items() if not k.startswith("pooler.")}
@@ -134,7 +140,9 @@ class GliZNetForSequenceClassification(PreTrainedModel):
                 would fill it with random numbers and only log a warning.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # With mismatches let through, they are reported below like every other problem.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(*args, **kwargs)
         problems = {
             kind: sorted(str(key) for key in info[kind])
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
@@ -256,17 +264,11 @@ class GliZNetForSequenceClassification(PreTrainedModel):
             positions = torch.cat([positions[:, :1] | empty[:, None], positions[:, 1:]], dim=1)
         if config.text_embedding == "mean":
             return pool_labels(projected, positions[:, None, :]).expand(*expanded), None
-        if config.attention_score == "dot":
-            return label_conditioned_attention(
-                label_embeddings, projected, positions, self.tau_attn.to(hidden.dtype)
-            )
-        _, weights = label_conditioned_attention(
-            F.normalize(label_embeddings, dim=-1),
-            F.normalize(projected, dim=-1),
-            positions,
-            self.tau_attn.to(hidden.dtype),
-        )
-        return weights @ projected, weights
+        queries, keys = label_embeddings, projected
+        if config.attention_score == "cosine":
+            queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+        tau = self.tau_attn.to(hidden.dtype)
+        return label_conditioned_attention(queries, keys, positions, tau, values=projected)
 
     def _loss(
         self, logits: Tensor, label_embeddings: Tensor, labels: Tensor, label_mask: Tensor
@@ -282,14 +284,8 @@ class GliZNetForSequenceClassification(PreTrainedModel):
             )
         else:
             repulsion = losses.vicreg_loss(label_embeddings, label_mask, config.vicreg_target_std)
-        cosine = config.head == "cosine"
-        bce = losses.bce_loss(
-            logits,
-            labels,
-            label_mask,
-            self.tau if cosine else 1.0,
-            self.tau_bce if cosine else 1.0,
-        )
+        taus = (self.tau, self.tau_bce) if config.head == "cosine" else (1.0, 1.0)
+        bce = losses.bce_loss(logits, labels, label_mask, *taus)
         weights = (config.contrastive_weight, config.repulsion_weight, config.bce_weight)
         return losses.total_loss(contrastive, repulsion, bce, weights)
 

@@ -1,9 +1,9 @@
 """Zero-shot classification of texts: batching, label chunking, results."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,8 +81,8 @@ class ZeroShotClassificationPipeline:
 
     def __call__(
         self,
-        texts: str | Sequence[str] | Iterable[str],
-        labels: Sequence[str] | Sequence[Sequence[str]],
+        texts: str | Iterable[str],
+        labels: Iterable[str] | Iterable[Iterable[str]],
         threshold: float | None = None,
         top_k: int | None = None,
         progress: bool | None = None,
@@ -90,12 +90,13 @@ class ZeroShotClassificationPipeline:
         """Scores labels for one text, a list of texts, or a stream.
 
         Args:
-            texts: a string gives one result, a sequence a list of results, any other iterable a
-                generator of results that reads ahead a bounded number of texts.
-            labels: one candidate set for all texts, or one set per text (sequences only).
+            texts: a string gives one result, a list (or array, or any iterable with a length) a
+                list of results, any other iterable a generator of results that reads ahead a
+                bounded number of texts.
+            labels: one candidate set for all texts, or one set per text (not for a generator).
             threshold: keep the labels whose score is at least this, in [0, 1].
             top_k: keep the k best labels, best first.
-            progress: show a progress bar; default from 1,000 texts on.
+            progress: show a progress bar; default from 1,000 texts on, and never for a generator.
 
         Returns:
             Results with labels in the order given, or best first with `top_k`.
@@ -109,41 +110,35 @@ class ZeroShotClassificationPipeline:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}: it must be at least 1")
         if isinstance(texts, str):
-            return next(self._results(iter([texts]), labels, threshold, top_k))
-        if not isinstance(texts, Sequence):
-            if not isinstance(texts, Iterable):
-                raise TypeError(f"texts is {texts!r}: pass a string, a sequence or an iterable")
-            return self._results(iter(texts), labels, threshold, top_k)
+            return self([texts], labels, threshold, top_k, progress)[0]
+        if isinstance(texts, Iterable) and not isinstance(texts, Sized):
+            names = check_labels(labels)
+            stream = self._results(((text, names) for text in texts), threshold, top_k)
+            return iter(tqdm(stream, unit="text")) if progress else stream
         checked, label_sets = check_inputs(texts, labels)
         show = len(checked) >= _PROGRESS_FROM if progress is None else progress
-        results = self._results(iter(checked), label_sets, threshold, top_k)
+        results = self._results(zip(checked, label_sets, strict=True), threshold, top_k)
         return list(tqdm(results, total=len(checked), unit="text", disable=not show))
 
     def logits(
-        self, texts: Sequence[str], labels: Sequence[str] | Sequence[Sequence[str]]
+        self, texts: str | Iterable[str], labels: Iterable[str] | Iterable[Iterable[str]]
     ) -> list[Tensor]:
         """Raw similarities of each text with its labels: N tensors `(K_i,)` in float32."""
         texts, label_sets = check_inputs(texts, labels)
         return [row for row, _ in self._scored(zip(texts, label_sets, strict=True))]
 
     def _results(
-        self, texts: Iterator[str], labels: Any, threshold: float | None, top_k: int | None
+        self, pairs: Iterable[tuple[str, list[str]]], threshold: float | None, top_k: int | None
     ) -> Iterator[ClassificationResult]:
-        pairs: list[tuple[str, list[str]]] = []
-        shared = bool(labels) and isinstance(labels[0], str)
+        read: deque[tuple[str, list[str]]] = deque()
 
-        def source() -> Iterator[tuple[str, list[str]]]:
-            if shared or not labels:
-                check_labels(labels)
-                stream: Iterable = ((text, list(labels)) for text in texts)
-            else:
-                stream = zip(texts, labels, strict=True)
-            for pair in stream:
-                pairs.append(pair)
+        def recorded() -> Iterator[tuple[str, list[str]]]:
+            for pair in pairs:
+                read.append(pair)
                 yield pair
 
-        for row, truncated in self._scored(source()):
-            text, names = pairs.pop(0)
+        for row, truncated in self._scored(recorded()):
+            text, names = read.popleft()
             yield ClassificationResult(
                 text, self._select(names, self._probabilities(row), threshold, top_k), truncated
             )
@@ -154,8 +149,10 @@ class ZeroShotClassificationPipeline:
         Texts of similar length share a batch: a bounded buffer is sorted, scored and put back.
         """
         pairs = iter(pairs)
+        read = 0
         while buffer := list(islice(pairs, self.batch_size * _BUFFERED_BATCHES)):
-            check_inputs([text for text, _ in buffer], [labels for _, labels in buffer])
+            check_inputs([text for text, _ in buffer], [labels for _, labels in buffer], read)
+            read += len(buffer)
             jobs = [
                 (i, text, labels[start : start + (self.max_labels_per_pass or len(labels))])
                 for i, (text, labels) in enumerate(buffer)
@@ -185,7 +182,8 @@ class ZeroShotClassificationPipeline:
         if self.classification_type == "multi-class":
             return logits.softmax(dim=-1).tolist()
         with torch.inference_mode():
-            return self.model.probability_logits(logits.to(self.device)).sigmoid().tolist()
+            rescaled = self.model.probability_logits(logits[None].to(self.device))
+            return rescaled.sigmoid()[0].tolist()
 
     @staticmethod
     def _select(

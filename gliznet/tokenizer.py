@@ -1,7 +1,9 @@
 """Sequence construction (math §2): `[CLS] text [SEP] l₁ [LAB] l₂ [LAB] …` and its label mask."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
+from itertools import chain
 from os import PathLike
+from typing import Any
 
 import torch
 from transformers import AddedToken, AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
@@ -45,19 +47,26 @@ class GliZNETTokenizer:
         tokenizer.add_tokens(
             [AddedToken(LAB_TOKEN, special=True, normalized=False)], special_tokens=True
         )
-        own_limit = tokenizer.model_max_length
+        self._own_limit = tokenizer.model_max_length
         if max_length is None:
-            max_length = own_limit if own_limit < _NO_LIMIT else DEFAULT_MAX_LENGTH
+            max_length = self._own_limit if self._own_limit < _NO_LIMIT else DEFAULT_MAX_LENGTH
         if max_length < 5:
             raise ValueError(f"max_length is {max_length}: the shortest sequence has 5 tokens")
-        if own_limit < _NO_LIMIT and max_length > own_limit:
-            raise ValueError(f"max_length is {max_length} but the tokenizer allows {own_limit}")
+        self._check_window(max_length)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.cls_token_id: int = cls_id
         self.sep_token_id: int = sep_id
         self.pad_token_id: int = tokenizer.pad_token_id
         self.lab_token_id: int = tokenizer.convert_tokens_to_ids(LAB_TOKEN)
+        # A SentencePiece vocabulary holds the control tokens as pieces, which the model itself
+        # finds in a text. Their characters, one by one, stand in for them.
+        model = tokenizer.backend_tokenizer.model
+        self._spelled_out = {
+            i: [piece.id for character in token.content for piece in model.tokenize(character)]
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special and i != tokenizer.unk_token_id
+        }
 
     @classmethod
     def from_pretrained(
@@ -85,8 +94,8 @@ class GliZNETTokenizer:
 
     def __call__(
         self,
-        texts: str | Sequence[str],
-        labels: Sequence[str] | Sequence[Sequence[str]],
+        texts: str | Iterable[str],
+        labels: Iterable[str] | Iterable[Iterable[str]],
         max_length: int | None = None,
     ) -> BatchEncoding:
         """Builds one padded batch.
@@ -113,6 +122,7 @@ class GliZNETTokenizer:
         """
         texts, label_sets = check_inputs(texts, labels)
         window = self.max_length if max_length is None else max_length
+        self._check_window(window)
         unique = list(dict.fromkeys(label for labels in label_sets for label in labels))
         label_ids = dict(zip(unique, self._encode(unique), strict=True))
         for label, ids in label_ids.items():
@@ -152,12 +162,18 @@ class GliZNETTokenizer:
             }
         )
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+    def _check_window(self, max_length: int) -> None:
+        if self._own_limit < _NO_LIMIT and max_length > self._own_limit:
+            raise ValueError(
+                f"max_length is {max_length} but the tokenizer allows {self._own_limit}"
+            )
+
+    def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """Number of tokens of each string, without control tokens."""
         return [len(ids) for ids in self._encode(list(texts))]
 
     def _encode(self, strings: list[str]) -> list[list[int]]:
-        return self.tokenizer(
+        encoded = self.tokenizer(
             strings,
             add_special_tokens=False,
             split_special_tokens=True,
@@ -165,48 +181,75 @@ class GliZNETTokenizer:
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
+        if not self._spelled_out.keys().isdisjoint(chain.from_iterable(encoded)):
+            encoded = [
+                [part for i in ids for part in self._spelled_out.get(i, (i,))] for ids in encoded
+            ]
+        return encoded
 
 
 def check_inputs(
-    texts: str | Sequence[str], labels: Sequence[str] | Sequence[Sequence[str]]
+    texts: str | Iterable[str],
+    labels: Iterable[str] | Iterable[Iterable[str]],
+    first: int = 0,
 ) -> tuple[list[str], list[list[str]]]:
-    """Returns texts and one candidate set per text, or raises what `GliZNETTokenizer` documents."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    """Returns texts and one candidate set per text, or raises what `GliZNETTokenizer` documents.
+
+    `first` is the number that messages give to the first text.
+    """
+    texts = [texts] if isinstance(texts, str) else _listed("texts", texts)
     if not texts:
         raise ValueError("no text was given: pass at least one")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"text {i} is {text!r} ({type(text).__name__}): texts must be str")
-    if isinstance(labels, str):
-        raise TypeError(f"labels is the string {labels!r}: pass a list of labels")
-    labels = list(labels)
+    for i, text in enumerate(texts, start=first):
+        _check_string("text", i, text)
+    labels = _listed("labels", labels)
     per_text = bool(labels) and all(
-        isinstance(entry, Sequence) and not isinstance(entry, str) for entry in labels
+        isinstance(entry, Iterable) and not isinstance(entry, str | bytes) for entry in labels
     )
     if not per_text:
         check_labels(labels)
         return texts, [labels] * len(texts)
     if len(labels) != len(texts):
         raise ValueError(f"{len(labels)} label sets for {len(texts)} texts: give one set per text")
-    label_sets = [list(entry) for entry in labels]
-    for entry in label_sets:
-        check_labels(entry)
-    return texts, label_sets
+    return texts, [check_labels(entry) for entry in labels]
 
 
-def check_labels(labels: Sequence[str]) -> None:
-    """Raises on an empty candidate set and on a label that is no string, blank or repeated."""
+def check_labels(labels: Iterable[str]) -> list[str]:
+    """Returns the candidate set as a list; raises on an empty one, and on a label that is no
+    string, blank or repeated."""
+    labels = _listed("labels", labels)
     if not labels:
         raise ValueError("no label was given: a candidate set needs at least one")
     seen: set[str] = set()
     for j, label in enumerate(labels):
-        if not isinstance(label, str):
-            raise TypeError(f"label {j} is {label!r} ({type(label).__name__}): labels must be str")
+        _check_string("label", j, label)
         if not label.strip():
             raise ValueError(f"label {j} is {label!r}: a label must not be blank")
         if label in seen:
             raise ValueError(f"label {j}, {label!r}, occurs twice: remove the duplicate")
         seen.add(label)
+    return labels
+
+
+def _listed(name: str, values: Any) -> list:
+    # The order of a set or of a mapping's keys is not the caller's.
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Set | Mapping):
+        raise TypeError(f"{name} is {values!r} ({type(values).__name__}): pass a list of strings")
+    return list(values)
+
+
+def _check_string(name: str, position: int, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name} {position} is {value!r} ({type(value).__name__}): {name}s must be str"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} {position} holds the lone surrogate {value[error.start]!r} at character "
+            f"{error.start}, which is no Unicode text: decode it with errors='replace'"
+        ) from None
 
 
 def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

@@ -1,17 +1,20 @@
 """Training: a collator and a thin use of `transformers.Trainer`."""
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gliznet.data.types import Example
+from gliznet.losses import total_loss
 from gliznet.model import GliZNetForSequenceClassification
 from gliznet.tokenizer import GliZNETTokenizer
 
@@ -20,6 +23,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "card": {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 1e-3},
 }
 """Learning-rate schedules of math §9.3 and of the card; `warmup_steps` below 1 is a share."""
+
+TERMS = ("contrastive", "repulsion", "bce")
 
 
 def training_rows(
@@ -85,16 +90,42 @@ class Collator:
         }
 
 
+class LengthGroups(Sampler):
+    """Row numbers in groups of similar length, in an order of their own in every epoch.
+
+    The order depends on seed, epoch and rows per optimiser step only: not on the state of the
+    global generator, which a resumed run does not have, nor on the number of processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], step: int, seed: int, epoch: Callable[[], int]):
+        self.lengths = list(lengths)
+        self.step = step
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(random.Random(f"{self.seed}:{self.epoch()}").getrandbits(63))
+        return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
+
+
 class GliZNetTrainer(Trainer):
     """`Trainer` with a learning rate of its own for the new parameters, logging each loss term."""
 
     def __init__(self, *args: Any, head_lr_multiplier: float = 1.0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.head_lr_multiplier = head_lr_multiplier
-        self._terms: dict[str, list[Tensor]] = {}
+        self.loss_is_scaled_for_ga = True
+        self._sums: Tensor | None = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with four groups: backbone and new parameters, each with and without decay."""
+        """AdamW with four groups: backbone and new parameters, each with and without decay.
+
+        Decay leaves out biases, norms and the temperatures, whose logarithm it would pull to 0.
+        """
         if self.optimizer is not None:
             return self.optimizer
         model = self.model if model is None else model
@@ -107,7 +138,7 @@ class GliZNetTrainer(Trainer):
                     for n, p in model.named_parameters()
                     if p.requires_grad
                     and (not n.removeprefix("module.").startswith("backbone.")) == new
-                    and (n in decayed) == decay
+                    and (n in decayed and p.ndim > 0) == decay
                 ]
                 rate = self.args.learning_rate * (self.head_lr_multiplier if new else 1.0)
                 weight_decay = self.args.weight_decay if decay else 0.0
@@ -116,21 +147,72 @@ class GliZNetTrainer(Trainer):
         self.optimizer = cls([g for g in groups if g["params"]], **kwargs)
         return self.optimizer
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        """The model's own weighted loss; its parts go to the log."""
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthGroups(data["length"], step, args.seed, lambda: int(self.state.epoch or 0))
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        """What each loss term is a mean of, counted over the whole step and all processes."""
+        if not batch_samples:
+            return None
+        counts = sum(_term_sizes(batch) for batch in batch_samples).to(device)
+        return self.accelerator.reduce(counts, "sum")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The model's weighted loss, with each term's mean taken over the whole optimiser step.
+
+        A batch holds a share of the step's rows and pairs. Its terms count by that share, so the
+        step does not depend on how its rows are split into batches and processes. The variance
+        and covariance of "vicreg" are statistics of a batch and remain so.
+        """
         outputs = model(**inputs)
+        loss = outputs.loss
         if model.training:
-            for name, value in outputs.loss_terms.items():
-                self._terms.setdefault(name, []).append(value.detach())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+            terms = torch.stack([outputs.loss_terms[name].float() for name in TERMS])
+            share = _term_sizes(inputs) / num_items_in_batch.clamp(min=1)
+            sums = torch.stack([share * terms.detach(), share])
+            self._sums = sums if self._sums is None else self._sums + sums
+            config = self.model.config
+            weights = (config.contrastive_weight, config.repulsion_weight, config.bce_weight)
+            # Processes average their gradients; the shares already sum to 1 over them.
+            loss = total_loss(*(share * terms), weights).total * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of each loss term since the last log."""
-        if "loss" in logs:
-            for name, values in self._terms.items():
-                logs[f"loss_{name}"] = float(torch.stack(values).float().mean())
-            self._terms = {}
+        """Adds the mean of each loss term since the last log, over all processes."""
+        if "loss" in logs and self._sums is not None:
+            values, shares = self.accelerator.reduce(self._sums, "sum")
+            for name, value in zip(TERMS, values / shares.clamp(min=1e-9), strict=True):
+                logs[f"loss_{name}"] = float(value)
+            self._sums = None
         super().log(logs, *args, **kwargs)
+
+
+def _term_sizes(batch: dict[str, Tensor]) -> Tensor:
+    """Rows with a true label, labels in rows with several or all of them (see `TERMS`), pairs."""
+    candidates = batch["lmask"].amax(dim=1)
+    positive = (batch["labels"] > 0.5).any(dim=1)
+    return torch.stack([positive.sum(), (candidates > 1).sum(), candidates.sum()]).float()
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: trainer_state.json is written last."""
+    found = folder.glob("checkpoint-*[0-9]")
+    for path in sorted(found, key=lambda p: int(p.name.split("-")[-1]), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
 
 
 def train(
@@ -140,8 +222,8 @@ def train(
     folder: str | Path,
     seed: int,
     learning_rate: float,
-    head_lr_multiplier: float = 1.0,
-    epochs: float = 1.0,
+    head_lr_multiplier: float | int = 1.0,
+    epochs: float | int = 1.0,
     max_steps: int = -1,
     batch_size: int = 16,
     gradient_accumulation: int = 1,
@@ -149,8 +231,8 @@ def train(
     max_labels: int = 20,
     bf16: bool = False,
     activation_checkpointing: bool = False,
-    save_steps: float = 0.25,
-    logging_steps: float = 0.02,
+    save_steps: float | int = 0.25,
+    logging_steps: float | int = 0.02,
     development: Sequence[Example] | None = None,
     patience: int | None = None,
     **arguments: Any,
@@ -231,7 +313,6 @@ def train(
         callbacks=callbacks,
         head_lr_multiplier=head_lr_multiplier,
     )
-    checkpoint = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)))
     model.eval()
     return trainer

@@ -417,10 +417,10 @@ def test_scores_do_not_depend_on_the_other_texts_in_the_batch(build, encode, bac
     for b, (text, labels) in enumerate(zip(TEXTS, LABELS, strict=True)):
         alone = model(**encode([text], [labels]))
         got = together.logits[b, : len(labels)]
-        torch.testing.assert_close(got, alone.logits[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, alone.logits[0], rtol=1e-4, atol=1e-4)
     order = [2, 0, 1]
     shuffled = model(**encode([TEXTS[i] for i in order], [LABELS[i] for i in order]))
-    torch.testing.assert_close(shuffled.logits, together.logits[order], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shuffled.logits, together.logits[order], rtol=1e-4, atol=1e-4)
 
 
 def test_the_order_of_rows_in_a_batch_does_not_change_the_loss(build, batch):

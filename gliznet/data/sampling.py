@@ -210,7 +210,8 @@ def _example(
     pool: dict[str, tuple[str, ...]],
     rng: random.Random,
 ) -> Example:
-    names = rng.choice(_wordings(data.label_names, source))
+    wordings = _wordings(data.label_names, source)
+    names = rng.choice(wordings)
     true = list(data.labels[row])
     if len(true) > mix.max_candidates - 1:
         true = rng.sample(true, mix.max_candidates - 1)
@@ -218,16 +219,18 @@ def _example(
     room = min(mix.max_candidates - len(true), len(others))
     # Half of the rows get a shorter candidate set, so that the model meets every size.
     wanted = rng.randint(1, room) if room > 1 and rng.random() < 0.5 else room
-    positives = list(dict.fromkeys(names[label] for label in true))
+    positives = list({names[label].casefold(): names[label] for label in true}.values())
     negatives = [names[label] for label in rng.sample(others, wanted)]
     if len(pool) > 1 and rng.random() < mix.foreign_rate:
         elsewhere = rng.choice([name for name in pool if name != data.name])
-        negatives += rng.sample(pool[elsewhere], min(2, len(pool[elsewhere])))
-    taken = {label.casefold() for label in positives}
-    own = {names[label].casefold() for label in data.labels[row]}
+        foreign = rng.sample(pool[elsewhere], min(2, len(pool[elsewhere])))
+        own = max(1, mix.max_candidates - len(positives) - len(foreign))
+        negatives = [*negatives[:own], *foreign][: mix.max_candidates - len(positives)]
+    # The true labels under every wording: another source may offer one of them as a foreign label.
+    taken = {w[label].casefold() for w in wordings for label in data.labels[row]}
     kept: list[str] = []
     for label in negatives:
-        if label.casefold() not in taken | own:
+        if label.casefold() not in taken:
             taken.add(label.casefold())
             kept.append(label)
     return Example(data.texts[row], tuple(positives), tuple(kept), data.name)
