@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
+from transformers.utils import cached_file
 
 from gliznet.data.corpus import hardset_mini
 from gliznet.model import GliZNetForSequenceClassification
@@ -32,12 +33,15 @@ def resolve(name: str, folder: str | Path) -> str:
     return name
 
 
-def fingerprint(path: str) -> str:
-    """sha256 of the backbone's weights if they are a local file, else the name itself."""
-    weights = Path(path) / "model.safetensors"
-    if not weights.is_file():
-        return path
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+def fingerprint(name_or_path: str) -> str:
+    """sha256 of the weights, `model.safetensors` of a local folder or a Hub id.
+
+    Raises:
+        OSError: there is no such file, locally or on the Hub.
+    """
+    path = cached_file(name_or_path, "model.safetensors")
+    with open(path, "rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
 
 
 def _write_tiny(folder: Path) -> Path:

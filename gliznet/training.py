@@ -229,6 +229,7 @@ def train(
     gradient_accumulation: int = 1,
     schedule: str = "math",
     max_labels: int = 20,
+    backbone_dropout: float | int | None = None,
     bf16: bool = False,
     activation_checkpointing: bool = False,
     save_steps: float | int = 0.25,
@@ -255,6 +256,7 @@ def train(
         gradient_accumulation: batches per optimiser step.
         schedule: "math" (linear decay, 10 % warm-up) or "card" (cosine, 5 %).
         max_labels: candidates per row at most.
+        backbone_dropout: dropout rate of the encoder in this run; `None` keeps its own.
         bf16: autocast to bfloat16.
         activation_checkpointing: recompute activations in the backward pass.
         development: with `patience`, rows whose loss decides early stopping.
@@ -262,12 +264,19 @@ def train(
         **arguments: further `TrainingArguments`.
 
     Raises:
-        ValueError: unknown schedule, or `patience` without `development`.
+        ValueError: unknown schedule, a dropout rate outside [0, 1), or `patience` without
+            `development`.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     if patience is not None and not development:
         raise ValueError("patience is set but there are no development rows to stop on")
+    if backbone_dropout is not None:
+        if not 0 <= backbone_dropout < 1:
+            raise ValueError(f"backbone_dropout is {backbone_dropout}: it must be in [0, 1)")
+        for module in model.backbone.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = backbone_dropout
     set_seed(seed)
     rows = training_rows(examples, tokenizer, seed, max_labels)
     held_out = training_rows(development, tokenizer, seed, max_labels) if development else None

@@ -30,7 +30,7 @@ corpus_rows: int = 20  # 0: all
 sets: list = []  # benchmark sets by name
 wordings: list = ["readable"]
 sample_rows: dict = {}  # name of a set: seeded sample of so many rows instead of all
-max_length: int = 192
+max_length: int = 384
 batch_size: int = 32
 
 # %%
@@ -41,7 +41,7 @@ import numpy as np
 import pandas as pd
 
 from gliznet import ZeroShotClassificationPipeline
-from gliznet.backbones import fingerprint, load_or_build
+from gliznet.backbones import fingerprint, load_or_build, resolve
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.loading import load
 from gliznet.data.types import examples_sha256
@@ -60,11 +60,8 @@ quiet()
 report = Reporter(out)
 gliznet, tokenizer = load_or_build(model, backbone, formulation, report.out, max_length)
 pipeline = ZeroShotClassificationPipeline(gliznet, tokenizer, batch_size=batch_size)
-report.backbone(
-    model or backbone, fingerprint(model) if model else fingerprint(gliznet.backbone.name_or_path)
-)
+report.backbone(model or backbone, fingerprint(model or resolve(backbone, report.out)))
 OVER_TEXTS = "95 % bootstrap over texts"
-tokens = 0
 seconds = 0.0
 
 # %% [markdown]

@@ -33,8 +33,10 @@ learning_rate: float = 0.001
 head_lr_multiplier: float = 1.0  # of projections, head and temperatures
 batch_size: int = 8
 gradient_accumulation: int = 1
-max_length: int = 128  # training window in tokens
+max_length: int = 384  # training window in tokens
 max_labels: int = 20  # candidates per training row
+backbone_dropout: float = 0.0  # of the encoder during this run
+attn_implementation: str = "sdpa"
 bf16: bool = False
 config: dict = {}  # fields of GliZNetConfig that differ from the preset
 
@@ -85,7 +87,7 @@ path = resolve(backbone, report.out)
 report.backbone(backbone, fingerprint(path))
 tokenizer = GliZNETTokenizer.from_pretrained(path, max_length=max_length)
 model = GliZNetForSequenceClassification.from_backbone(
-    path, tokenizer, formulation, attn_implementation="eager", **config
+    path, tokenizer, formulation, attn_implementation=attn_implementation, **config
 )
 sizes = {
     "backbone": sum(p.numel() for p in model.backbone.parameters()),
@@ -114,6 +116,7 @@ trainer = train(
     gradient_accumulation=gradient_accumulation,
     schedule=formulation,
     max_labels=max_labels,
+    backbone_dropout=backbone_dropout,
     bf16=bf16,
 )
 seconds = time.perf_counter() - started
@@ -154,7 +157,7 @@ with torch.no_grad():
     }
 for name, value in learned.items():
     report.metric(name, value)
-report.metric("final_loss", float(log["loss_total"].astype(float).iloc[-1]))
+report.metric("final_loss", float(log["loss"].astype(float).iloc[-1]))
 report.close()
 pd.DataFrame(
     {"at the start": {k: getattr(model.config, k) for k in learned}, "at the end": learned}

@@ -646,3 +646,11 @@ def test_the_zero2_config_asks_for_stage_2_and_bf16():
     # "auto" takes the value of `TrainingArguments`, so that both sides agree.
     for name in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
         assert deepspeed[name] == "auto"
+
+
+def test_backbone_dropout_replaces_every_rate_of_the_encoder(backbone, tmp_path):
+    trainer = run(backbone, tmp_path, train_script.rows(4), max_steps=1, backbone_dropout=0.25)
+    modules = trainer.model.backbone.modules()
+    assert {m.p for m in modules if isinstance(m, torch.nn.Dropout)} == {0.25}
+    with pytest.raises(ValueError, match=r"backbone_dropout is 1\.5"):
+        run(backbone, tmp_path, train_script.rows(4), max_steps=1, backbone_dropout=1.5)
