@@ -10,6 +10,7 @@ PYTHON ?= python3
 PROFILE ?= embedded
 BIN := .venv/bin
 READY := .venv/.ready
+METHOD := gliznet/[!_]*.py,gliznet/data/*.py
 BOOK := _build/html/index.html
 BUILT := _build/.built-$(PROFILE)
 # Folders too: their date changes when a file goes. Not book itself: that is a target.
@@ -42,7 +43,8 @@ $(BUILT): $(READY) $(BOOK_INPUTS)
 	@touch $@
 
 test: lint ## lint, then the whole test suite
-	@$(BIN)/pytest
+	@$(BIN)/pytest --cov=gliznet --cov-report=
+	@$(BIN)/coverage report --include='$(METHOD)' --fail-under=95
 
 lint: $(READY) ## style and format
 	@$(BIN)/ruff check .

@@ -19,13 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classify.add_argument("--threshold", type=float)
     classify.add_argument("--top-k", type=int)
     classify.add_argument("text", nargs="*", help="texts; without any, one per line of stdin")
-    run = commands.add_parser("run", help="run a profile of notebooks", add_help=False)
-    run.add_argument("rest", nargs=argparse.REMAINDER)
-    options = parser.parse_args(arguments)
+    commands.add_parser("run", help="run a profile of notebooks", add_help=False)
+    options, rest = parser.parse_known_args(arguments)
     if options.command == "run":
         from gliznet.lab.run import main as run_profile
 
-        return run_profile(options.rest)
+        return run_profile(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return _classify(options)
 
 

@@ -4,6 +4,8 @@ import os
 
 # Set before any Hugging Face import, which reads it once: a test must never wait for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The suite runs one process per core; more threads would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
