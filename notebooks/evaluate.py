@@ -27,6 +27,8 @@ backbone: str = "tiny-random"  # of an untrained model
 formulation: str = "math"  # of an untrained model
 corpus: str = "validation"  # split of hardset-mini to score, empty for none
 corpus_rows: int = 20  # 0: all
+development: str = ""  # mix whose development sets are scored, empty for none
+development_rows: int = 250  # per development set
 sets: list = []  # benchmark sets by name
 wordings: list = ["readable"]
 sample_rows: dict = {}  # name of a set: seeded sample of so many rows instead of all
@@ -44,6 +46,7 @@ from gliznet import ZeroShotClassificationPipeline
 from gliznet.backbones import fingerprint, load_or_build, resolve
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.loading import load
+from gliznet.data.sampling import development_sets, mixes
 from gliznet.data.types import examples_sha256
 from gliznet.evaluation import (
     macro_f1,
@@ -89,6 +92,31 @@ if corpus:
         )
         rows.append((name, e.value, e.low, e.high, e.n))
 pd.DataFrame(rows, columns=["metric", "value", "low", "high", "texts"]).round(3)
+
+# %% [markdown]
+# ## The development sets
+#
+# Recipes are chosen here and nowhere else.
+# The texts come from sources that no training row comes from, under label names that no source uses.
+
+# %%
+held_out = []
+if development:
+    for data in development_sets(mixes()[development], development_rows, 0, load):
+        report.data(f"development:{data.name}", rows=len(data), sha256=data.sha256)
+        e = macro_f1(*score_single_label(pipeline, data))
+        report.metric(
+            f"development/{data.name}",
+            e.value,
+            low=e.low,
+            high=e.high,
+            n=e.n,
+            interval=OVER_TEXTS,
+        )
+        held_out.append((data.name, e.value, e.low, e.high, e.n))
+    mean = mean_over_sets([row[1] for row in held_out])
+    report.metric("development/mean", mean, n=len(held_out), unit="sets")
+pd.DataFrame(held_out, columns=["set", "macro F1", "low", "high", "texts"]).round(3)
 
 # %% [markdown]
 # ## The benchmark sets
