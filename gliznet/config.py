@@ -32,15 +32,13 @@ class GliZNetConfig(PretrainedConfig):
         lab_token_id: vocabulary id of `[LAB]`.
         control_token_ids: ids of `[CLS]`, `[SEP]` and `[LAB]`; these positions are never text.
         projection: text and label projections (math §4): none, linear, or linear + LayerNorm.
-        projection_init: "identity" keeps the backbone's geometry at step 0 (needs
-            `projected_dim` equal to the hidden size); "default" is PyTorch's.
+        projection_init: "identity" keeps the backbone's geometry at step 0; "default", PyTorch's.
         projected_dim: d_p; `None` means the backbone's hidden size d_h.
         projection_dropout: dropout rate p in [0, 1) after each projection.
-        label_embedding: mean of the label's tokens (math §5, mode 1) or the state of its `[LAB]`
-            (mode 2, card).
+        label_embedding: "mean" of the label's tokens (math §5, mode 1) or "lab" (mode 2, card).
         text_embedding: label-conditioned attention (math §6.2), `[CLS]` (math §6.1) or the mean.
-        attention_positions: "text", the text tokens only; or "unlabelled", the literal set of
-            math §6.2 (mask 0 and attended), which also holds `[CLS]`, `[SEP]` and every `[LAB]`.
+        attention_positions: "text" tokens only; or "unlabelled", the literal set of math §6.2
+            (mask 0 and attended), which also holds `[CLS]`, `[SEP]` and every `[LAB]`.
         attention_score: "dot" (math §6.3) or "cosine", the same product of unit vectors.
         tau_attn: initial attention temperature; scores are divided by it (math §6.3).
         head: "cosine" (math §7.1.1), "dot" (§7.1.2) or "bilinear" (§7.1.3, card).
@@ -130,10 +128,7 @@ class GliZNetConfig(PretrainedConfig):
 
     @classmethod
     def card(cls, backbone_config: Any = None, **overrides: Any) -> "GliZNetConfig":
-        """The card: `[LAB]` labels, attention, bilinear head, one-vs-negatives + BCE + VICReg.
-
-        The card names no projection, so there is none; its weights are 0.5, 0.5 and 0.05.
-        """
+        """The card: `[LAB]` labels, attention, bilinear head, one-vs-negatives + BCE + VICReg."""
         preset = {
             "projection": "identity",
             "label_embedding": "lab",

@@ -138,7 +138,7 @@ def bce_loss(
 
 
 class LossTerms(NamedTuple):
-    """The weighted total and its unweighted parts, all scalars."""
+    """The weighted total and its unweighted parts."""
 
     total: Tensor
     contrastive: Tensor

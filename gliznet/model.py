@@ -89,8 +89,7 @@ class GliZNetForSequenceClassification(PreTrainedModel):
             name_or_path: any encoder that `AutoModel` loads.
             tokenizer: gives the vocabulary size and the ids of the control tokens.
             formulation: preset "math" or "card".
-            lab_init: start of `[LAB]`'s embedding: "separator" copies that of `[SEP]`, "mean" takes
-                the mean of the vocabulary.
+            lab_init: start of `[LAB]`: "separator" copies `[SEP]`, "mean" that of the vocabulary.
             attn_implementation: passed to the backbone ("eager", "sdpa", …).
             **overrides: fields of `GliZNetConfig`.
 
@@ -174,11 +173,8 @@ class GliZNetForSequenceClassification(PreTrainedModel):
         return self.log_tau_bce.exp()
 
     def probability_logits(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """Logits whose sigmoid is the probability, as `config.probability` says.
-
-        "bce" undoes τ and applies τ_BCE (math §8.3.1), the logit that BCE was trained on;
-        "logits" is the literal math §10.1. Heads other than cosine have no τ: both are the same.
-        """
+        """Logits whose sigmoid is the probability: by `config.probability` those that BCE was
+        trained on (math §8.3.1) or the literal ones (math §10.1). They differ with τ only."""
         if self.config.head != "cosine" or self.config.probability == "logits":
             return logits
         return logits / self.tau * self.tau_bce

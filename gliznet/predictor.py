@@ -90,9 +90,8 @@ class ZeroShotClassificationPipeline:
         """Scores labels for one text, a list of texts, or a stream.
 
         Args:
-            texts: a string gives one result, a list (or array, or any iterable with a length) a
-                list of results, any other iterable a generator of results that reads ahead a
-                bounded number of texts.
+            texts: a string gives one result, any iterable with a length a list of results, any
+                other a generator of results that reads ahead a bounded number of texts.
             labels: one candidate set for all texts, or one set per text (not for a generator).
             threshold: keep the labels whose score is at least this, in [0, 1].
             top_k: keep the k best labels, best first.
@@ -144,10 +143,8 @@ class ZeroShotClassificationPipeline:
             )
 
     def _scored(self, pairs: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[Tensor, int]]:
-        """Yields logits `(K,)` and the number of cut tokens in input order.
-
-        Texts of similar length share a batch: a bounded buffer is sorted, scored and put back.
-        """
+        """Yields logits `(K,)` and the number of cut tokens in input order. Texts of similar length
+        share a batch: a bounded buffer is sorted, scored and put back."""
         pairs = iter(pairs)
         read = 0
         while buffer := list(islice(pairs, self.batch_size * _BUFFERED_BATCHES)):

@@ -21,8 +21,7 @@ class WindowError(ValueError):
 class GliZNETTokenizer:
     """Wraps any Hugging Face tokenizer and builds GliZNet's sequence.
 
-    Text and labels are data: a literal `[LAB]`, `[SEP]` or `[CLS]` in them is split into ordinary
-    tokens and never becomes a control token.
+    A literal `[LAB]`, `[SEP]` or `[CLS]` in a text or label is data, never a control token.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer. `[LAB]` is added to it if it is not there.
@@ -100,8 +99,7 @@ class GliZNETTokenizer:
     ) -> BatchEncoding:
         """Builds one padded batch.
 
-        Labels are never dropped. Where text and labels exceed the window the end of the text is
-        cut, and `truncated_tokens` says by how much.
+        Labels are never dropped: the end of the text is, and `truncated_tokens` says by how much.
 
         Args:
             texts: one text or B texts. The empty text is allowed: its sequence has no text token.
@@ -194,9 +192,7 @@ def check_inputs(
     first: int = 0,
 ) -> tuple[list[str], list[list[str]]]:
     """Returns texts and one candidate set per text, or raises what `GliZNETTokenizer` documents.
-
-    `first` is the number that messages give to the first text.
-    """
+    Messages count texts from `first`."""
     texts = [texts] if isinstance(texts, str) else _listed("texts", texts)
     if not texts:
         raise ValueError("no text was given: pass at least one")
