@@ -64,8 +64,14 @@ report = Reporter(out)
 gliznet, tokenizer = load_or_build(model, backbone, formulation, report.out, max_length)
 pipeline = ZeroShotClassificationPipeline(gliznet, tokenizer, batch_size=batch_size)
 report.backbone(model or backbone, fingerprint(model or resolve(backbone, report.out)))
-OVER_TEXTS = "95 % bootstrap over texts"
-seconds = 0.0
+
+
+def add(name, e):
+    """Reports an estimate and returns it as a row of a table."""
+    interval = "95 % bootstrap over texts"
+    report.metric(name, e.value, low=e.low, high=e.high, n=e.n, interval=interval)
+    return e.value, e.low, e.high, e.n
+
 
 # %% [markdown]
 # ## The shipped corpus
@@ -82,15 +88,7 @@ if corpus:
     scored = score_examples(pipeline, examples)
     report.predictions(scored, f"hardset-mini-{corpus}")
     for name, e in ranking_metrics(scored).items():
-        report.metric(
-            f"hardset-mini/{corpus}/{name}",
-            e.value,
-            low=e.low,
-            high=e.high,
-            n=e.n,
-            interval=OVER_TEXTS,
-        )
-        rows.append((name, e.value, e.low, e.high, e.n))
+        rows.append((name, *add(f"hardset-mini/{corpus}/{name}", e)))
 pd.DataFrame(rows, columns=["metric", "value", "low", "high", "texts"]).round(3)
 
 # %% [markdown]
@@ -105,15 +103,7 @@ if development:
     for data in development_sets(mixes()[development], development_rows, 0, load):
         report.data(f"development:{data.name}", rows=len(data), sha256=data.sha256)
         e = macro_f1(*score_single_label(pipeline, data))
-        report.metric(
-            f"development/{data.name}",
-            e.value,
-            low=e.low,
-            high=e.high,
-            n=e.n,
-            interval=OVER_TEXTS,
-        )
-        held_out.append((data.name, e.value, e.low, e.high, e.n))
+        held_out.append((data.name, *add(f"development/{data.name}", e)))
     mean = mean_over_sets([row[1] for row in held_out])
     report.metric("development/mean", mean, n=len(held_out), unit="sets")
 pd.DataFrame(held_out, columns=["set", "macro F1", "low", "high", "texts"]).round(3)
@@ -127,6 +117,7 @@ pd.DataFrame(held_out, columns=["set", "macro F1", "low", "high", "texts"]).roun
 # %%
 results = []
 done: dict = {}
+seconds = 0.0
 for name in sets:
     for wording in wordings:
         data = load(name, wording)
@@ -146,15 +137,7 @@ for name in sets:
             report.predictions(table, f"{name}-{wording}")
         logits, truth = done[key]
         estimate = macro_f1(logits, truth)
-        report.metric(
-            f"macro_f1/{wording}/{name}",
-            estimate.value,
-            low=estimate.low,
-            high=estimate.high,
-            n=estimate.n,
-            interval=OVER_TEXTS,
-        )
-        results.append((name, wording, estimate.value, estimate.low, estimate.high, estimate.n))
+        results.append((name, wording, *add(f"macro_f1/{wording}/{name}", estimate)))
 if sets:
     for wording in wordings:
         values = [r[2] for r in results if r[1] == wording]
