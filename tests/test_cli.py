@@ -9,6 +9,7 @@ from gliznet import cli
 from gliznet.backbones import TINY, fingerprint, load_or_build, resolve
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.sources import training_examples
+from gliznet.evaluation import ranking_metrics, score_examples
 from gliznet.predictor import ZeroShotClassificationPipeline
 
 
@@ -86,3 +87,28 @@ def test_training_examples_of_a_mix(mirror):
     first, again = (training_examples("mix:broad", 200, 3) for _ in range(2))
     assert first == again and len(first) == 200
     assert training_examples("mix:broad", 200, 4) != first
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    options = ["--data", "hardset-mini", "--rows", "6", "--backbone", TINY, "--epochs", "1"]
+    assert cli.main(["train", "--out", str(tmp_path), *options, "--max-length", "384"]) == 0
+    model = str(tmp_path / "model")
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--model", model, "hardset-mini/validation"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    pipeline = ZeroShotClassificationPipeline(*load_or_build(model, "", "", ""))
+    expected = ranking_metrics(score_examples(pipeline, hardset_mini("validation")))
+    assert found["set"] == "hardset-mini/validation"
+    assert found["map"]["value"] == pytest.approx(expected["map"].value)
+    assert found["map"]["low"] <= found["map"]["value"] <= found["map"]["high"]
+
+
+def test_evaluate_scores_a_registered_set(saved, mirror, capsys):
+    assert cli.main(["evaluate", "--model", str(saved), "cr"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["macro_f1"]["n"] == 376
+
+
+def test_unknown_options_are_refused(saved):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--model", str(saved), "cr", "--no-such-option"])
