@@ -41,7 +41,7 @@ from gliznet.lab.records import Reporter
 quiet()
 use_style()
 report = Reporter(out)
-gliznet, tokenizer = load_or_build(model, backbone, formulation, report.out, max_length=384)
+gliznet, tokenizer = load_or_build(model, backbone, formulation, report.out)
 pipeline = ZeroShotClassificationPipeline(gliznet, tokenizer, classification_type="multi-label")
 result = pipeline(text, labels)
 pd.DataFrame(
