@@ -15,8 +15,9 @@ from gliznet.lab.records import Record, file_sha256, read_record, sha256
 # What cannot change a result: editing plumbing must not void days of runs. All else is hashed, so
 # that a new module counts until somebody says that it does not.
 EXCLUDED = {"lab", "cli.py", "costs.py", "__init__.py"}
-DATA_SUFFIXES = {".yaml", ".yml", ".json", ".jsonl", ".csv", ".parquet", ".gz"}
+SUFFIXES = {".py", ".yaml", ".yml", ".json", ".jsonl", ".csv", ".parquet", ".gz"}
 
+HOLDERS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef  # of docstrings
 NO_RECORD = "no record"
 
 # Returns the sha256 of a data set by name, or None where it is not available.
@@ -31,11 +32,10 @@ def package_hash(root: Path) -> str:
     package = root / "gliznet"
     lines = []
     for path in sorted(package.rglob("*")):
-        counts = path.suffix == ".py" or path.suffix in DATA_SUFFIXES
-        if counts and path.is_file() and path.relative_to(package).parts[0] not in EXCLUDED:
+        name = path.relative_to(package)
+        if path.suffix in SUFFIXES and path.is_file() and name.parts[0] not in EXCLUDED:
             stat = path.stat()
-            digest = _file_digest(path, stat.st_mtime_ns, stat.st_size)
-            lines.append(f"{path.relative_to(package).as_posix()} {digest}")
+            lines.append(f"{name.as_posix()} {_digest(path, stat.st_mtime_ns, stat.st_size)}")
     return sha256("\n".join(lines))
 
 
@@ -51,53 +51,14 @@ def needs_hashes(entry: Entry, root: Path) -> dict[str, str | None]:
     return {need: record and record.result_hash() for need, record in records.items()}
 
 
-def stale_reasons(
-    entry: Entry, record: Record, root: Path, fingerprint: Fingerprint | None = None
-) -> list[str]:
-    """Return why the stored run of `entry` is out of date; an empty list when it is fresh.
-
-    Args:
-        entry: the entry as the profile says now.
-        record: what is stored.
-        root: the repository.
-        fingerprint: gives the sha256 of local data sets; without it data are not compared.
-    """
-    source = notebooks.read_source(entry, root)
-    executed = notebooks.read_executed(entry, root)
-    reasons = []
-    if record.code_hash != code_hash(source):
-        reasons.append("code cells of the notebook changed")
-    if record.package_hash != package_hash(root):
-        reasons.append("package changed")
-    now = notebooks.resolve_parameters(source, entry)
-    for name in sorted(now.keys() | record.parameters.keys()):
-        if (then := record.parameters.get(name)) != now.get(name):
-            reasons.append(f"parameter {name}: {then!r} then, {now.get(name)!r} now")
-    needs = needs_hashes(entry, root)
-    for need in sorted(needs.keys() | record.needs.keys()):
-        if need not in record.needs or need not in needs:
-            reasons.append(f"list of needs changed: {need}")
-        elif record.needs[need] != needs[need]:
-            reasons.append(f"results of {need} changed" if needs[need] else f"{need}: {NO_RECORD}")
-    for name, digest in record.files.items():
-        path = root / entry.folder / name
-        if not path.is_file() or file_sha256(path) != digest:
-            reasons.append(f"file {name} {'changed' if path.is_file() else 'is missing'}")
-    for data in record.data if fingerprint else ():
-        if (found := fingerprint(data.name)) is not None and found != data.sha256:
-            reasons.append(f"data set {data.name} changed")
-    if executed is None:
-        return [*reasons, "executed notebook is missing"]
-    if notebooks.code_cells(executed) != notebooks.code_cells(source):
-        reasons.append("code cells of the executed notebook differ from the source")
-    return reasons + notebooks.problems(executed)
-
-
 def entry_status(entry: Entry, root: Path, fingerprint: Fingerprint | None = None) -> list[str]:
-    """Return why `entry` is not fresh: [NO_RECORD], or the reasons that make its record stale."""
+    """Return why `entry` is not fresh: [NO_RECORD], or the reasons that make its record stale.
+
+    Without `fingerprint` data are not compared.
+    """
     try:
         record = read_record(entry, root)
-        return stale_reasons(entry, record, root, fingerprint) if record else [NO_RECORD]
+        return list(_stale(entry, record, root, fingerprint)) if record else [NO_RECORD]
     except LabError as error:
         return [str(error)]
 
@@ -109,15 +70,50 @@ def status(
     entries = load_profile(profile, root)
     found = {entry.key: entry_status(entry, root, fingerprint) for entry in entries}
     listed = {root / entry.record for entry in entries}
-    results = root / "results" / profile
-    stored = [*results.glob("runs/*/*/record.json"), *results.glob("notebooks/*.record.json")]
-    for path in sorted(set(stored) - listed):
-        found[path.relative_to(root).as_posix()] = ["the profile lists no such entry; remove it"]
+    for path in sorted((root / "results" / profile).rglob("*record.json")):
+        if path not in listed:
+            found[str(path.relative_to(root))] = ["the profile lists no such entry; remove it"]
     return found
 
 
+def _stale(
+    entry: Entry, record: Record, root: Path, fingerprint: Fingerprint | None
+) -> Iterator[str]:
+    """Yield why the record of `entry` is out of date."""
+    source = notebooks.read_source(entry, root)
+    if record.code_hash != code_hash(source):
+        yield "code cells of the notebook changed"
+    if record.package_hash != package_hash(root):
+        yield "package changed"
+    yield from _changes("parameter", record.parameters, notebooks.resolve_parameters(source, entry))
+    yield from _changes("results of", record.needs, needs_hashes(entry, root))
+    for name, digest in record.files.items():
+        path = root / entry.folder / name
+        if not path.is_file():
+            yield f"file {name} is missing"
+        elif file_sha256(path) != digest:
+            yield f"file {name} changed"
+    for data in record.data if fingerprint else ():
+        if fingerprint(data.name) not in (None, data.sha256):
+            yield f"data set {data.name} changed"
+    executed = notebooks.read_executed(entry, root)
+    if executed is None:
+        yield "executed notebook is missing"
+    else:
+        if notebooks.code_cells(executed) != notebooks.code_cells(source):
+            yield "code cells of the executed notebook differ from the source"
+        yield from notebooks.problems(executed)
+
+
+def _changes(kind: str, old: dict, new: dict) -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        then, now = (values.get(name, "unset") for values in (old, new))
+        if then != now:
+            yield f"{kind} {name}: {then!r} then, {now!r} now"
+
+
 @cache
-def _file_digest(path: Path, mtime_ns: int, size: int) -> str:
+def _digest(path: Path, mtime_ns: int, size: int) -> str:
     """Return the sha256 of a file's meaning (Python) or bytes; time and size are the cache's."""
     if path.suffix != ".py":
         return file_sha256(path)
@@ -133,8 +129,8 @@ def _tokens(node: object) -> Iterator[str]:
     if isinstance(node, ast.AST):
         yield f"({type(node).__name__}"
         for name, value in ast.iter_fields(node):
-            if name == "body" and _has_docstring(node):
-                value = value[1:]
+            if name == "body" and isinstance(node, HOLDERS):
+                value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
             if value is not None and value != []:
                 yield f".{name}"
                 yield from _tokens(value)
@@ -146,9 +142,3 @@ def _tokens(node: object) -> Iterator[str]:
         yield "]"
     else:
         yield repr(node)
-
-
-def _has_docstring(node: ast.AST) -> bool:
-    """Say whether a module, class or function starts with a docstring."""
-    holders = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    return isinstance(node, holders) and ast.get_docstring(node, clean=False) is not None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from gliznet.lab import LabError
 from gliznet.lab.records import Record, Text
@@ -12,10 +12,8 @@ from gliznet.lab.records import Record, Text
 FILES = ("equations.yaml", "claims.yaml")
 
 
-class LedgerEntry(BaseModel):
+class LedgerEntry(BaseModel, extra="allow"):
     """One statement: where it stands and what it says. Further fields are kept."""
-
-    model_config = ConfigDict(extra="allow")
 
     id: Text
     statement: Text
@@ -42,20 +40,16 @@ def load(root: Path) -> list[LedgerEntry]:
 
 
 def check(entries: Iterable[LedgerEntry], records: Mapping[str, Record]) -> list[str]:
-    """Return what is wrong, one sentence each; an empty list when all is well.
-
-    Wrong are an entry without outcome, an outcome without entry, and two records that judge the
-    same entry differently.
-    """
+    """Return what is wrong, one sentence each: an entry without outcome, an outcome without entry,
+    and records that judge the same entry differently."""
+    known = {entry.id for entry in entries}
     judged: dict[str, dict[str, str]] = {}
     for key, record in records.items():
         for ledger_id, outcome in record.outcomes.items():
             judged.setdefault(ledger_id, {})[key] = outcome.outcome
-    known = [entry.id for entry in entries]
-    problems = [f"{i}: no notebook records an outcome" for i in known if i not in judged]
-    for ledger_id, outcomes in judged.items():
-        if ledger_id not in known:
-            problems.append(f"{ledger_id}: outcome in {', '.join(outcomes)}, but no ledger entry")
-        if len(set(outcomes.values())) > 1:
-            problems.append(f"{ledger_id}: notebooks disagree: {outcomes}")
+    problems = [f"{i}: no notebook records an outcome" for i in sorted(known - judged.keys())]
+    problems += [f"{i}: an outcome, but no ledger entry" for i in sorted(judged.keys() - known)]
+    for ledger_id, verdicts in judged.items():
+        if len(set(verdicts.values())) > 1:
+            problems.append(f"{ledger_id}: notebooks disagree: {verdicts}")
     return problems

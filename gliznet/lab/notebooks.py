@@ -24,19 +24,14 @@ def read_source(entry: Entry, root: Path) -> NotebookNode:
 
 
 def read_executed(entry: Entry, root: Path) -> NotebookNode | None:
-    """Return the stored executed notebook, or None. Raises LabError if it cannot be read."""
+    """Return the stored executed notebook, or None where there is none."""
     path = root / entry.executed
-    if not path.is_file():
-        return None
-    try:
-        return nbformat.read(path, as_version=4)
-    except Exception as error:  # nbformat raises errors of several libraries
-        raise LabError(f"{entry.executed} cannot be read: {error}") from error
+    return nbformat.read(path, as_version=4) if path.is_file() else None
 
 
 def code_cells(notebook: NotebookNode) -> list[str]:
     """Return the sources of the code cells, without the one that papermill injected."""
-    return [c.source for c in notebook.cells if c.cell_type == "code" and not _tagged(c, INJECTED)]
+    return [cell.source for cell in _code(notebook)]
 
 
 def resolve_parameters(notebook: NotebookNode, entry: Entry) -> dict[str, Any]:
@@ -52,45 +47,29 @@ def resolve_parameters(notebook: NotebookNode, entry: Entry) -> dict[str, Any]:
         if name in entry.parameters:
             raise LabError(f"{entry.key}: {name!r} is set by the runner; take it out")
     if unknown := sorted(entry.parameters.keys() - declared.keys()):
-        raise LabError(
-            f"{entry.key}: unknown parameters {unknown}; {entry.source} declares "
-            f"{sorted(declared.keys() - RESERVED)}"
-        )
-    given = {**entry.parameters, "profile": entry.profile}
-    resolved = {}
-    for name, default in declared.items():
-        if name in given:
-            resolved[name] = _checked(entry.key, name, given[name], default)
-        elif default is ...:
-            raise LabError(f"{entry.key}: parameter {name!r} is required; give it in the profile")
-        else:
-            resolved[name] = default
+        known = sorted(declared.keys() - RESERVED)
+        raise LabError(f"{entry.key}: unknown parameters {unknown}; {entry.source} has {known}")
+    resolved = declared | entry.parameters | {"profile": entry.profile}
     del resolved["out"]
-    return resolved
+    return {name: _checked(entry, name, resolved[name], declared[name]) for name in resolved}
 
 
 def compose(source: NotebookNode, executed: NotebookNode, stem: str) -> NotebookNode:
     """Return the notebook to store: cells of the source, outputs and counts of the executed one.
 
     Nothing that differs between two equal runs is kept. Composing again with a source whose prose,
-    captions or tags changed re-flows these around the kept outputs. Raises LabError when the code
-    cells differ.
+    captions or tags changed re-flows these around the kept outputs. The code cells must be equal.
     """
-    if code_cells(source) != code_cells(executed):
-        raise LabError(f"{stem}: code cells differ from the executed ones; run the notebook again")
-    done = iter([c for c in executed.cells if c.cell_type == "code" and not _tagged(c, INJECTED)])
-    injected = [c for c in executed.cells if _tagged(c, INJECTED)]
+    injected = [cell.source for cell in executed.cells if _tagged(cell, INJECTED)]
     cells = []
-    for cell in source.cells:
-        new = copy.deepcopy(cell)
-        cells.append(new)
-        if cell.cell_type != "code":
-            continue
-        _take_outputs(new, next(done))
+    for cell in copy.deepcopy(source.cells):
+        cells.append(cell)
         if _tagged(cell, "parameters"):
-            for extra in injected:
-                cells.append(nbformat.v4.new_code_cell(extra.source, metadata={"tags": [INJECTED]}))
-                _take_outputs(cells[-1], extra)
+            tags = {"tags": [INJECTED]}
+            cells += [nbformat.v4.new_code_cell(text, metadata=tags) for text in injected]
+    code, ran = ([c for c in some if c.cell_type == "code"] for some in (cells, executed.cells))
+    for new, old in zip(code, ran, strict=True):
+        new.outputs, new.execution_count = copy.deepcopy(old.outputs), old.execution_count
     for number, cell in enumerate(cells):
         cell.id = f"{stem}-{number:03d}"
     kept = ("kernelspec", "language_info")
@@ -127,9 +106,8 @@ def scrub(node: Any, root: Path) -> Any:
         # The look-behind keeps a folder that merely ends like root, such as /mnt/<root>.
         return re.sub(rf"(?<![\w.-]){re.escape(str(root))}(/|(?![\w.-]))", "", node)
     if isinstance(node, dict):
-        return type(node)(
-            {k: v if str(k).startswith("image/") else scrub(v, root) for k, v in node.items()}
-        )
+        clean = {k: v if k.startswith("image/") else scrub(v, root) for k, v in node.items()}
+        return type(node)(clean)
     return [scrub(item, root) for item in node] if isinstance(node, list) else node
 
 
@@ -137,59 +115,38 @@ def _tagged(cell: NotebookNode, tag: str) -> bool:
     return tag in cell.metadata.get("tags", [])
 
 
-def _take_outputs(cell: NotebookNode, executed: NotebookNode) -> None:
-    """Copy outputs and count to `cell`; chunks of one stream become one, as timing splits them."""
-    cell.execution_count = executed.execution_count
-    cell.outputs = []
-    for output in copy.deepcopy(executed.outputs):
-        last = cell.outputs[-1] if cell.outputs else None
-        streams = last and last.output_type == output.output_type == "stream"
-        if streams and last.name == output.name:
-            last.text += output.text
-        else:
-            cell.outputs.append(output)
+def _code(notebook: NotebookNode) -> list[NotebookNode]:
+    return [c for c in notebook.cells if c.cell_type == "code" and not _tagged(c, INJECTED)]
 
 
 def _declared(notebook: NotebookNode, entry: Entry) -> dict[str, Any]:
     """Return the defaults of the parameters cell; Ellipsis for a required parameter."""
-    cells = [c for c in notebook.cells if c.cell_type == "code" and _tagged(c, "parameters")]
+    cells = [cell for cell in _code(notebook) if _tagged(cell, "parameters")]
     if len(cells) != 1:
-        raise LabError(
-            f"{entry.source}: {len(cells)} cells are tagged parameters; one is needed: "
-            '# %% tags=["parameters"]'
-        )
+        raise LabError(f"{entry.source}: {len(cells)} cells are tagged parameters, not one")
     declared = {}
     for node in ast.parse(cells[0].source).body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target = node.targets[0]
-        else:
-            target = node.target if isinstance(node, ast.AnnAssign) and node.value else None
-        if not isinstance(target, ast.Name):
-            raise LabError(f"{entry.source}: parameters cell: {ast.unparse(node)!r} is no default")
-        try:
-            default = ast.literal_eval(node.value)
-        except ValueError as error:
-            raise LabError(
-                f"{entry.source}: the default of {target.id!r} must be a literal, not "
-                f"{ast.unparse(node.value)}"
-            ) from error
-        declared[target.id] = default
+        text = f"{entry.source}: parameters cell: {ast.unparse(node)!r}"
+        match node:
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value):
+                try:
+                    declared[name] = ast.literal_eval(value)
+                except (ValueError, TypeError) as error:
+                    raise LabError(f"{text}: the default must be a literal") from error
+            case _:
+                raise LabError(f"{text} is no default")
     return declared
 
 
-def _checked(key: str, name: str, value: Any, default: Any) -> Any:
-    """Return `value`, an int made float where the default is one. Raises LabError on another type.
-
-    No default (None) and a required parameter (Ellipsis) accept any type.
-    """
+def _checked(entry: Entry, name: str, value: Any, default: Any) -> Any:
+    """Return `value`, an int made float where the default is one; None and Ellipsis as defaults
+    accept any type."""
+    if value is ...:
+        raise LabError(f"{entry.key}: parameter {name!r} is required; give it in the profile")
     if default is None or default is ... or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    hint = ""
-    if isinstance(default, float) and isinstance(value, str):
-        hint = " (YAML reads 1e-5 as text: write 1.0e-5)"
-    raise LabError(
-        f"{key}: parameter {name!r} = {value!r} is {type(value).__name__}, not "
-        f"{type(default).__name__} like its default{hint}"
-    )
+    kinds = f"{type(value).__name__}, not {type(default).__name__} like its default"
+    hint = " (YAML reads 1e-5 as text: write 1.0e-5)" if isinstance(default, float) else ""
+    raise LabError(f"{entry.key}: parameter {name!r} = {value!r} is {kinds}{hint}")

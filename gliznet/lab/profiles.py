@@ -7,30 +7,27 @@ one run per combination of the matrix's values.
 
 import itertools
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gliznet.lab import LabError
 
 # Names become folder names and notebook cell ids, so they stay plain and short.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(BaseModel, extra="forbid", frozen=True):
     """One notebook with one parameter set. Every path is relative to the repository root."""
 
     profile: str
     notebook: str
     id: str | None = None
-    chapter: bool = True
+    chapter: bool = False
     needs: tuple[str, ...] = ()
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = {}
 
     @property
     def key(self) -> str:
@@ -43,69 +40,53 @@ class Entry:
         return Path("notebooks", f"{self.notebook}.py")
 
     @property
-    def results(self) -> Path:
-        """The folder of the whole profile."""
-        return Path("results", self.profile)
-
-    @property
     def folder(self) -> Path:
         """The folder that the notebook gets as `out`: checkpoints, predictions, report."""
-        if self.id:
-            return self.results / "runs" / self.notebook / self.id
-        return self.results / "chapters" / self.notebook
+        return Path("results", self.profile, "runs" if self.id else "chapters", self.key)
 
     @property
     def executed(self) -> Path:
         """The executed notebook."""
-        if self.id:
-            return self.folder / "notebook.ipynb"
-        return self.results / "notebooks" / f"{self.notebook}.ipynb"
+        return self.folder / "notebook.ipynb" if self.id else self._chapter
 
     @property
     def record(self) -> Path:
         """The record; it is written last, so where it exists the run is complete."""
-        if self.id:
-            return self.folder / "record.json"
-        return self.results / "notebooks" / f"{self.notebook}.record.json"
+        return self.folder / "record.json" if self.id else self._chapter.with_suffix(".record.json")
 
     @property
     def page(self) -> Path | None:
         """Where the book finds the executed notebook; None for a run that is no chapter."""
-        return self.results / "notebooks" / f"{self.notebook}.ipynb" if self.chapter else None
+        return self._chapter if self.chapter or not self.id else None
+
+    @property
+    def _chapter(self) -> Path:
+        return Path("results", self.profile, "notebooks", f"{self.notebook}.ipynb")
 
 
-class _Line(BaseModel):
-    """One item of `entries` as written in the file."""
-
-    model_config = ConfigDict(extra="forbid")
+class _Line(BaseModel, extra="allow"):
+    """One item of `entries` in the file: fields of `Entry`, and perhaps a matrix."""
 
     notebook: str
-    id: str | None = None
-    chapter: bool = False
-    needs: list[str] = Field(default_factory=list)
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    matrix: dict[str, list[Any]] = Field(default_factory=dict)
+    parameters: dict[str, Any] = {}
+    matrix: dict[str, list[Any]] = {}
 
 
-class _File(BaseModel):
-    """A profile file."""
-
-    model_config = ConfigDict(extra="forbid")
-
+class _File(BaseModel, extra="forbid"):
     description: str
     entries: list[_Line]
 
 
-def find_root(start: Path | None = None) -> Path:
-    """Return the nearest folder at or above `start` (default: here) that holds notebooks/profiles.
+def find_root() -> Path:
+    """Return the nearest folder at or above the working folder that holds notebooks/profiles.
 
     Raises LabError when there is none.
     """
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
+    here = Path.cwd()
+    for folder in (here, *here.parents):
         if (folder / "notebooks" / "profiles").is_dir():
             return folder
-    raise LabError(f"{start} is not inside the repository: no notebooks/profiles at or above it")
+    raise LabError(f"{here} is not inside the repository: no notebooks/profiles at or above it")
 
 
 def load_profile(name: str, root: Path) -> list[Entry]:
@@ -120,79 +101,63 @@ def load_profile(name: str, root: Path) -> list[Entry]:
         raise LabError(f"unknown profile {name!r}; profiles: {known}")
     try:
         file = _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValidationError) as error:
+        entries = [entry for line in file.entries for entry in _expand(name, line)]
+        _check(entries, root)
+    except (yaml.YAMLError, ValidationError, LabError) as error:
         raise LabError(f"{path.relative_to(root)}: {error}") from error
-    entries = [entry for line in file.entries for entry in _expand(name, line)]
-    _check(entries, path.relative_to(root), root)
     return entries
 
 
 def _expand(profile: str, line: _Line) -> list[Entry]:
     """Return one entry per combination of the matrix (one entry without a matrix)."""
-    if line.matrix and line.id is None:
+    given = {"profile": profile, **line.model_dump(exclude={"matrix"})}
+    if not line.matrix:
+        return [Entry(**given)]
+    if "id" not in given:
         raise LabError(f"{line.notebook}: a matrix needs an id such as '{{seed}}'")
     if clash := line.matrix.keys() & line.parameters.keys():
         raise LabError(f"{line.notebook}: {sorted(clash)} in both matrix and parameters")
     entries = []
     for values in itertools.product(*line.matrix.values()):
         cell = dict(zip(line.matrix, values, strict=True))
-        fill = _filler(line.notebook, cell)
-        given = {k: fill(v) if line.matrix else v for k, v in line.parameters.items()}
-        entries.append(
-            Entry(
-                profile=profile,
-                notebook=line.notebook,
-                id=fill(line.id),
-                chapter=line.chapter or line.id is None,
-                # A template may name the same need for several cells' values: keep it once.
-                needs=tuple(dict.fromkeys(fill(need) for need in line.needs)),
-                parameters={**given, **cell},
-            )
-        )
+        try:
+            filled = _fill({**given, "parameters": {**line.parameters, **cell}}, cell)
+        except LookupError as error:
+            known = sorted(cell)
+            raise LabError(
+                f"{line.notebook}: {error} names no key of the matrix {known}"
+            ) from error
+        entries.append(Entry(**filled))
     return entries
 
 
-def _filler(notebook: str, cell: dict[str, Any]):
-    """Return a function that puts the values of `cell` for `{name}` in strings, at any depth."""
-
-    def value_of(match: re.Match) -> str:
-        if match[1] not in cell:
-            raise LabError(f"{notebook}: {match[0]} names no key of the matrix {sorted(cell)}")
-        return str(cell[match[1]])
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, str):
-            return PLACEHOLDER.sub(value_of, value)
-        if isinstance(value, list):
-            return [fill(item) for item in value]
-        return value
-
-    return fill
+def _fill(value: Any, cell: dict[str, Any]) -> Any:
+    """Return `value` with the matrix cell's values for `{name}` in its strings, at any depth."""
+    if isinstance(value, str):
+        return value.format_map(cell)
+    if isinstance(value, dict):
+        return {key: _fill(item, cell) for key, item in value.items()}
+    return [_fill(item, cell) for item in value] if isinstance(value, list) else value
 
 
-def _check(entries: list[Entry], path: Path, root: Path) -> None:
+def _check(entries: list[Entry], root: Path) -> None:
     """Raise LabError at the first entry that is wrong in itself or beside the earlier ones."""
     seen: set[str] = set()
-    pages: dict[str, str] = {}
+    pages: dict[Path, str] = {}
     for entry in entries:
         for name in filter(None, (entry.notebook, entry.id)):
             if not NAME.fullmatch(name):
-                raise LabError(f"{path}: {name!r} is no plain name (letters, digits, _ . -)")
+                raise LabError(f"{name!r} is no plain name (letters, digits, _ . -)")
         if not (root / entry.source).is_file():
-            raise LabError(f"{path}: unknown notebook {entry.notebook!r}: no {entry.source}")
+            raise LabError(f"unknown notebook {entry.notebook!r}: no {entry.source}")
         if entry.key in seen:
-            raise LabError(f"{path}: {entry.key!r} occurs twice; give each run its own id")
-        if entry.chapter and entry.notebook in pages:
-            raise LabError(
-                f"{path}: {pages[entry.notebook]!r} and {entry.key!r} are both the chapter "
-                f"{entry.notebook!r}; keep one"
-            )
+            raise LabError(f"{entry.key!r} occurs twice; give each run its own id")
         for need in entry.needs:
             if need not in seen:
+                known = ", ".join(sorted(seen)) or "none"
                 raise LabError(
-                    f"{path}: {entry.key!r} needs {need!r}, which is no earlier entry; "
-                    f"earlier: {', '.join(sorted(seen)) or 'none'}"
+                    f"{entry.key!r} needs {need!r}, which is no earlier entry; earlier: {known}"
                 )
+        if entry.page and (other := pages.setdefault(entry.page, entry.key)) != entry.key:
+            raise LabError(f"{other!r} and {entry.key!r} are both the chapter {entry.notebook!r}")
         seen.add(entry.key)
-        if entry.chapter:
-            pages[entry.notebook] = entry.key

@@ -6,27 +6,25 @@ inputs and environment and writes the whole as the run's record.
 
 import hashlib
 import json
-import math
 import os
+import re
+import resource
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+import pandas as pd
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from gliznet.lab import LabError
+from gliznet.lab import LabError, predictions
 from gliznet.lab.profiles import Entry, find_root, load_profile
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(pattern=r"\S")]
 Verdict = Literal["verified", "corrected", "reproduced", "contradicted", "not testable here"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-
-class Data(_Strict):
+class Data(BaseModel, extra="forbid"):
     """A data set as used: number of rows and sha256 of its content."""
 
     name: Text
@@ -34,15 +32,15 @@ class Data(_Strict):
     sha256: Sha256
 
 
-class Backbone(_Strict):
+class Backbone(BaseModel, extra="forbid"):
     """The pretrained encoder: name and sha256 of its weights."""
 
     name: Text
     sha256: Sha256
 
 
-class Metric(_Strict):
-    """A measured value, with its interval and what the interval is over."""
+class Metric(BaseModel, extra="forbid"):
+    """A measured value; with bounds, `interval` says what they are over."""
 
     value: FiniteFloat
     low: FiniteFloat | None = None
@@ -51,15 +49,23 @@ class Metric(_Strict):
     unit: str | None = None
     interval: str | None = None
 
+    @model_validator(mode="after")
+    def _has_whole_interval(self) -> "Metric":
+        if len({self.low is None, self.high is None, self.interval is None}) > 1:
+            raise ValueError("give low, high and interval together, or none")
+        if self.low is not None and self.high < self.low:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
 
-class Outcome(_Strict):
+
+class Outcome(BaseModel, extra="forbid"):
     """The verdict on one statement of a ledger, and why."""
 
     outcome: Verdict
     evidence: Text
 
 
-class Hardware(_Strict):
+class Hardware(BaseModel, extra="forbid"):
     """The machine of record."""
 
     cpu: str
@@ -69,15 +75,15 @@ class Hardware(_Strict):
     flags: list[str]
 
 
-class Results(_Strict):
+class Results(BaseModel, extra="forbid"):
     """Everything that a notebook reports."""
 
-    data: list[Data] = Field(default_factory=list)
+    data: list[Data] = []
     backbone: Backbone | None = None
-    metrics: dict[str, Metric] = Field(default_factory=dict)
-    costs: dict[str, FiniteFloat] = Field(default_factory=dict)
-    outcomes: dict[str, Outcome] = Field(default_factory=dict)
-    files: dict[str, Sha256] = Field(default_factory=dict)
+    metrics: dict[str, Metric] = {}
+    costs: dict[str, FiniteFloat] = {}
+    outcomes: dict[str, Outcome] = {}
+    files: dict[str, Sha256] = {}
 
 
 class Report(Results):
@@ -117,6 +123,9 @@ class Record(Results):
 class Reporter:
     """Collects the results of one notebook and writes them to `out`/report.json.
 
+    Every method raises LabError for a value that the record cannot hold (NaN, infinity, blank
+    text) and for a name used before.
+
     Args:
         out: the run's folder; "" (interactive, tests) stands for a fresh temporary folder.
     """
@@ -126,95 +135,47 @@ class Reporter:
             out = tempfile.mkdtemp(prefix="gliznet-")
             print(f"No run folder was given: results of this session go to {out}")
         self.out = Path(out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        self._path = self.out / "report.json"
         self._report = Report()
-        # Written now, so that the runner can tell a notebook that forgot close() from one that
-        # has nothing to report.
-        self._write()
+        # Written now, so that the runner sees where close() was forgotten.
+        write_atomic(self._path, self._report.model_dump_json())
 
     def data(self, name: str, *, rows: int, sha256: str) -> None:
         """Report a data set that the results depend on."""
         if any(known.name == name for known in self._report.data):
             raise LabError(f"data set {name!r} is reported twice")
-        self._report.data.append(Data(name=name, rows=int(rows), sha256=sha256))
+        self._report.data.append(Data(name=name, rows=rows, sha256=sha256))
 
     def backbone(self, name: str, sha256: str) -> None:
         """Report the pretrained encoder by name and sha256 of its weights."""
         self._report.backbone = Backbone(name=name, sha256=sha256)
 
-    def metric(
-        self,
-        name: str,
-        value: float,
-        *,
-        low: float | None = None,
-        high: float | None = None,
-        n: int | None = None,
-        unit: str | None = None,
-        interval: str | None = None,
-    ) -> None:
-        """Report a metric; with bounds, `interval` says what they are over.
+    def metric(self, name: str, value: float, **details: Any) -> None:
+        """Report a metric; `details` are further fields of `Metric`: low, high, interval, n, unit.
 
-        Raises LabError for NaN or infinity, for one bound alone, bounds without `interval`, bounds
-        in the wrong order, and a name used before.
+        Raises LabError also for bounds that are incomplete or in the wrong order.
         """
-        low, high = (None if bound is None else float(bound) for bound in (low, high))
-        if (low is None) != (high is None) or (low is None) != (interval is None):
-            raise LabError(f"metric {name!r}: give low, high and interval together, or none")
-        if low is not None and high < low:
-            raise LabError(f"metric {name!r}: low {low} is above high {high}")
-        try:
-            n = None if n is None else int(n)
-            found = Metric(
-                value=float(value), low=low, high=high, n=n, unit=unit, interval=interval
-            )
-        except ValidationError as error:
-            raise LabError(f"metric {name!r} = {value} [{low}, {high}]: {error}") from error
-        self._add("metrics", name, found)
+        self._add("metrics", name, {"value": value, **details})
 
-    def cost(self, name: str, value: float) -> None:
-        """Report a cost, its unit in the name (`tokens_per_second`). Raises LabError if not finite
-        or used before."""
-        if not math.isfinite(value):
-            raise LabError(f"cost {name!r} = {value} is not finite")
-        self._add("costs", name, float(value))
+    def cost(self, name: str, value: float | int) -> None:
+        """Report a cost, its unit in the name (`tokens_per_second`)."""
+        self._add("costs", name, value)
 
-    def outcome(self, ledger_id: str, outcome: Verdict, *, evidence: str) -> None:
-        """Report the verdict on a ledger entry. Raises LabError for an unknown verdict, blank
-        evidence, and an id used before."""
-        try:
-            found = Outcome(outcome=outcome, evidence=evidence)
-        except ValidationError as error:
-            raise LabError(f"outcome of {ledger_id!r}: {error}") from error
-        self._add("outcomes", ledger_id, found)
+    def outcome(self, ledger_id: str, outcome: str, *, evidence: str) -> None:
+        """Report the verdict (one of `Verdict`) on a ledger entry."""
+        self._add("outcomes", ledger_id, {"outcome": outcome, "evidence": evidence})
 
     def file(self, path: str | Path) -> None:
         """Make a file in the run's folder part of the evidence: its sha256 is checked for ever."""
-        path = Path(path).resolve()
-        if not path.is_relative_to(self.out.resolve()):
+        path, out = Path(path).resolve(), self.out.resolve()
+        if not path.is_relative_to(out):
             raise LabError(f"{path} is not in the run's folder {self.out}; write it there")
-        self._report.files[path.relative_to(self.out.resolve()).as_posix()] = file_sha256(path)
+        self._report.files[path.relative_to(out).as_posix()] = file_sha256(path)
 
-    def predictions(self, table: Any, name: str = "predictions") -> Path:
-        """Write a pandas DataFrame or Arrow table to `out`/`name`.parquet and return the path.
-
-        Floats, also in lists, are stored as float16. Raises LabError for a value beyond its range.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not isinstance(table, pa.Table):
-            table = pa.Table.from_pandas(table, preserve_index=False)
-        fields = [pa.field(f.name, _half(f.type)) for f in table.schema]
-        try:
-            table = pa.table(
-                [_to_half(table[f.name].combine_chunks(), f.type) for f in fields],
-                schema=pa.schema(fields),
-            )
-        except OverflowError as error:
-            raise LabError(f"predictions {name!r}: {error}") from error
+    def predictions(self, frame: pd.DataFrame, name: str = "predictions") -> Path:
+        """Write a table to `out`/`name`.parquet, make it part of the evidence, return the path."""
         path = self.out / f"{name}.parquet"
-        pq.write_table(table, path, compression="zstd")
+        predictions.write(frame, path)
         self.file(path)
         return path
 
@@ -222,16 +183,16 @@ class Reporter:
         """Write report.json; the notebook's last statement."""
         self._report.complete = True
         self._report.peak_memory_mib = _peak_memory_mib()
-        self._write()
+        write_atomic(self._path, self._report.model_dump_json(indent=2) + "\n")
 
     def _add(self, field: str, name: str, value: Any) -> None:
         known = getattr(self._report, field)
         if name in known:
             raise LabError(f"{field}: {name!r} is reported twice")
-        known[name] = value
-
-    def _write(self) -> None:
-        write_atomic(self.out / "report.json", self._report.model_dump_json(indent=2) + "\n")
+        try:
+            known |= getattr(Results.model_validate({field: {name: value}}), field)
+        except ValidationError as error:
+            raise LabError(f"{field}: {name!r}: {error}") from error
 
 
 def load(profile: str, root: Path | None = None) -> dict[str, Record]:
@@ -242,26 +203,6 @@ def load(profile: str, root: Path | None = None) -> dict[str, Record]:
     root = root or find_root()
     found = {entry.key: read_record(entry, root) for entry in load_profile(profile, root)}
     return {key: record for key, record in found.items() if record}
-
-
-def frame(profile: str, experiment: str, root: Path | None = None):
-    """Return a DataFrame with one row per record of the notebook `experiment`.
-
-    The index is the run's id (the notebook's name for a chapter); the columns are the parameters
-    and the metrics' values. Raises LabError when a metric is named like a parameter.
-    """
-    import pandas as pd
-
-    rows = {}
-    for record in load(profile, root).values():
-        if record.notebook != experiment:
-            continue
-        if clash := record.parameters.keys() & record.metrics.keys():
-            raise LabError(f"{experiment}: {sorted(clash)} name both a parameter and a metric")
-        metrics = {name: metric.value for name, metric in record.metrics.items()}
-        rows[record.id or record.notebook] = {**record.parameters, **metrics}
-    # Row by row: a parameter may be a list, which from_dict would take for a column.
-    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name="id"))
 
 
 def read_record(entry: Entry, root: Path) -> Record | None:
@@ -275,9 +216,9 @@ def read_record(entry: Entry, root: Path) -> Record | None:
         raise LabError(f"{entry.record} cannot be read: {error}") from error
 
 
-def sha256(content: str | bytes) -> str:
-    """Return the hexadecimal sha256 of a string (as UTF-8) or of bytes."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+def sha256(content: str) -> str:
+    """Return the hexadecimal sha256 of a string as UTF-8."""
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -286,43 +227,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader finds the old file or the new, never a part."""
+def write_atomic(path: Path, text: str) -> bool:
+    """Write `text` unless it is there already, so that dates change only with content; say whether.
+
+    A reader finds the old file or the new, never a part.
+    """
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _half(kind: Any) -> Any:
-    """Return the Arrow type with every float in it replaced by float16."""
-    import pyarrow as pa
-
-    if pa.types.is_floating(kind):
-        return pa.float16()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(_half(kind.value_type))
-    return kind
-
-
-def _to_half(column: Any, kind: Any) -> Any:
-    """Cast an Arrow column to `kind`. Raises OverflowError if a finite number would be infinite."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if column.type == kind:
-        return column
-    values = column
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        values = values.flatten()
-    if pa.types.is_floating(values.type):
-        largest = pc.max(pc.abs(values.filter(pc.is_finite(values.cast(pa.float64()))))).as_py()
-        if largest is not None and largest > 65504:
-            raise OverflowError(f"{largest} does not fit float16 (at most 65504)")
-    return column.cast(kind)
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+    return True
 
 
 def _peak_memory_mib() -> float:
@@ -330,8 +246,5 @@ def _peak_memory_mib() -> float:
     # VmHWM, because ru_maxrss starts at the parent's size on Linux.
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
