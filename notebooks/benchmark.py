@@ -245,6 +245,8 @@ paste_table("benchmark-corpus", on_corpus, "Test texts of hardset-mini, 95 % boo
 # ```
 
 # %%
+counted = ", ".join(f"{name} {n}" for name, n in runs["runs"].items())
+paste("bench_runs", counted or "none")
 for model in ("untrained", "math", "card"):
     mean = readable[model]["mean of ten"] if model in readable else "not run yet"
     paste(f"bench_{model}_mean", mean)
