@@ -25,6 +25,8 @@ help: ## print this list
 
 book: $(READY) ## run the notebooks of PROFILE that are not up to date, then build the book
 	@$(BIN)/python -m gliznet.lab.run --profile $(PROFILE) $(if $(filter bench,$(PROFILE)),--render-only)
+	@test -d results/$(PROFILE)/notebooks || { echo "error: results/$(PROFILE)/notebooks is not" \
+	  "there: this profile has not been run yet, see book/reproduce.md" >&2; exit 1; }
 	@target=../results/$(PROFILE)/notebooks; \
 	if [ "$$(readlink book/chapters || true)" != "$$target" ]; then \
 	  rm -rf book/chapters; ln -s "$$target" book/chapters; fi

@@ -1,5 +1,6 @@
 """Metrics with intervals: macro F1 by argmax, multi-label F1, mAP and MRR, per-class tables."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -106,14 +107,19 @@ def per_class(scores: Scores, truth: NDArray[np.intp], label_names: Sequence[str
 def score_examples(
     pipeline: ZeroShotClassificationPipeline, examples: Sequence[Example]
 ) -> pd.DataFrame:
-    """Probability of every candidate of every example: columns example, label, target, score."""
+    """Probability of every candidate of every example: columns example, label, target, score.
+
+    The candidates stand in a seeded random order, since a model may favour a position.
+    """
     candidates = [[*e.labels, *e.not_labels] for e in examples]
+    for i, labels in enumerate(candidates):
+        random.Random(i).shuffle(labels)
     results = pipeline([e.text for e in examples], candidates)
     return pd.DataFrame(
         [
-            (i, entry.label, int(j < len(example.labels)), entry.score)
+            (i, entry.label, int(entry.label in example.labels), entry.score)
             for i, (example, result) in enumerate(zip(examples, results, strict=True))
-            for j, entry in enumerate(result.labels)
+            for entry in result.labels
         ],
         columns=["example", "label", "target", "score"],
     )

@@ -106,8 +106,8 @@ class ZeroShotClassificationPipeline:
         """
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}: it must be in [0, 1]")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}: it must be at least 1")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k is {top_k}: it must be a whole number of at least 1")
         if isinstance(texts, str):
             return self([texts], labels, threshold, top_k, progress)[0]
         if isinstance(texts, Iterable) and not isinstance(texts, Sized):

@@ -75,13 +75,9 @@ class GliZNETTokenizer:
         return cls(AutoTokenizer.from_pretrained(name_or_path, use_fast=True), max_length)
 
     def save_pretrained(self, folder: str | PathLike) -> None:
-        """Writes the wrapped tokenizer with `[LAB]` and the window."""
-        previous = self.tokenizer.model_max_length
-        self.tokenizer.model_max_length = self.max_length
-        try:
-            self.tokenizer.save_pretrained(folder)
-        finally:
-            self.tokenizer.model_max_length = previous
+        """Writes the wrapped tokenizer with `[LAB]`. The window of a training run is no part of it:
+        a checkpoint opens with the backbone's own limit."""
+        self.tokenizer.save_pretrained(folder)
 
     def __len__(self) -> int:
         return len(self.tokenizer)

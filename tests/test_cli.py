@@ -3,12 +3,14 @@
 import io
 import json
 
+import pandas as pd
 import pytest
 
 from gliznet import cli
 from gliznet.backbones import TINY, fingerprint, load_or_build, resolve
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.sources import training_examples
+from gliznet.data.types import Example
 from gliznet.evaluation import ranking_metrics, score_examples
 from gliznet.predictor import ZeroShotClassificationPipeline
 
@@ -81,6 +83,17 @@ def test_training_examples_by_name():
         training_examples("mix:none", 5, 1)
     with pytest.raises(ValueError, match="data is 'other'"):
         training_examples("other", 5, 1)
+
+
+def test_training_examples_of_a_hub_set(tmp_path):
+    """A local folder stands for the repository: `datasets` loads both in the same way."""
+    rows = [{"text": f"t{i}", "labels": ["a"], "not_labels": ["b", "c"]} for i in range(4)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    name = f"hub:{tmp_path}"
+    found = training_examples(name, 3, 1)
+    assert found == [Example(f"t{i}", ("a",), ("b", "c"), name) for i in range(3)]
+    with pytest.raises(ValueError, match="5 rows asked for"):
+        training_examples(name, 5, 1)
 
 
 def test_training_examples_of_a_mix(mirror):

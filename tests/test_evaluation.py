@@ -281,9 +281,19 @@ def test_scored_examples_hold_each_candidate_once_with_its_target():
         (1, "ee", 0, 1),
         (1, "fff", 0, 2),
     ]
-    for row, (example, label, target, logit) in zip(scored.itertuples(), wanted, strict=True):
+    rows = scored.sort_values(["example", "label"]).itertuples()
+    for row, (example, label, target, logit) in zip(rows, wanted, strict=True):
         assert (row.example, row.label, row.target) == (example, label, target)
         assert row.score == pytest.approx(1 / (1 + math.exp(-logit)))
+
+
+def test_the_place_of_a_candidate_says_nothing_about_its_truth():
+    examples = [Example("x", ("a", "b", "c"), ("d", "e", "f")) for _ in range(400)]
+    scored = score_examples(Oracle(), examples)
+    place = scored.groupby("example").cumcount()
+    rates = scored.groupby(place)["target"].mean()
+    assert rates.between(0.4, 0.6).all()
+    assert scored.equals(score_examples(Oracle(), examples))
 
 
 # Means

@@ -563,7 +563,9 @@ class TestBadInput:
 
     @pytest.mark.parametrize("top_k", [0, -1])
     def test_top_k(self, pipeline, top_k):
-        with pytest.raises(ValueError, match=f"top_k is {top_k}: it must be at least 1"):
+        with pytest.raises(
+            ValueError, match=f"top_k is {top_k}: it must be a whole number of at least 1"
+        ):
             pipeline(iter(["a"]), LABELS, top_k=top_k)  # at once, not when the stream is read
 
     @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from gliznet.data.sampling import (
     Source,
     assert_no_overlap,
     development_sets,
+    fingerprints,
     mixes,
+    prepare,
     sample_mix,
     text_fingerprint,
 )
@@ -28,13 +30,13 @@ MOODS = ("Positive", "negative", "neutral")
 def single(name: str, names: tuple[str, ...], counts: list[int]) -> LabelledTexts:
     labels = [(label,) for label, n in zip(names, counts, strict=True) for _ in range(n)]
     texts = [f"{name} text {i}" for i in range(len(labels))]
-    return LabelledTexts(name, tuple(texts), tuple(labels), names)
+    return LabelledTexts(name, tuple(texts), tuple(labels), names, task=name)
 
 
 def multi(name: str, rows: int) -> LabelledTexts:
     labels = [tuple(COLOURS[(i + 3 * j) % 10] for j in range(1 + i % 4)) for i in range(rows)]
     texts = tuple(f"{name} text {i}" for i in range(rows))
-    return LabelledTexts(name, texts, tuple(labels), COLOURS, multi_label=True)
+    return LabelledTexts(name, texts, tuple(labels), COLOURS, multi_label=True, task=name)
 
 
 DATA = {
@@ -318,9 +320,10 @@ def test_a_set_cannot_be_trained_and_developed_on():
 # Fingerprints
 
 
-def test_a_fingerprint_ignores_case_and_white_space_only():
+def test_a_fingerprint_ignores_case_punctuation_and_white_space_only():
     assert text_fingerprint(" One\ttwo\n THREE ") == text_fingerprint("one two three")
-    assert text_fingerprint("one two three") != text_fingerprint("one two, three")
+    assert text_fingerprint("one two three") == text_fingerprint('"One two", three!')
+    assert text_fingerprint("one two three") != text_fingerprint("one three two")
     assert text_fingerprint("one two") != text_fingerprint("onetwo")
 
 
@@ -329,8 +332,54 @@ def test_a_planted_benchmark_text_is_found():
     benchmark = [single("bench-a", ("x",), [40]), single("bench-b", ("x",), [30])]
     assert assert_no_overlap(examples, benchmark) == 70
     planted = [*examples, Example("  BENCH-B  text 7", ("x",), (), "leaky")]
-    with pytest.raises(ValueError, match=r"1 texts of bench-b .* from leaky: 'bench-b text 7'"):
+    with pytest.raises(ValueError, match=r"1 texts of bench-b .* from leaky: '  BENCH-B  text 7'"):
         assert_no_overlap(planted, benchmark)
+
+
+def test_a_forbidden_text_is_never_drawn():
+    drawn = {e.text for e in sample_mix(mix(), 100, 0, load_toy)}
+    banned = sorted(drawn)[:20]
+    forbidden = {text_fingerprint(text.upper() + "!") for text in banned}
+    again = {e.text for e in sample_mix(mix(), 100, 0, load_toy, forbidden)}
+    assert len(again) == 100 and not again & set(banned)
+
+
+def test_sources_of_one_family_lend_each_other_no_labels():
+    def load(name):
+        data = load_toy(name)
+        task = {"moods": "emotion", "colours": "sentiment"}[name]
+        return LabelledTexts(name, data.texts, data.labels, data.label_names, task=task)
+
+    examples = sample_mix(mix(("moods", "colours"), foreign_rate=1.0), 200, 0, load)
+    for e in (e for e in examples if e.source == "moods"):
+        assert not set(e.not_labels) & set(COLOURS)
+
+
+def test_exclude_and_rename_change_labels_before_anything_else():
+    data = LabelledTexts("s", ("a", "b", "c"), (("x",), ("y", "z"), ("w",)), ("w", "x", "y", "z"))
+    found = prepare(data, Source(weight=1, exclude=["w"], rename={"y": "x", "z": "zed"}))
+    assert found.texts == ("a", "b")
+    assert found.labels == (("x",), ("x", "zed"))
+    assert found.label_names == ("x", "zed")
+    with pytest.raises(ValueError, match=r"s has no label \['q'\]"):
+        prepare(data, Source(weight=1, exclude=["q"]))
+
+
+def test_a_mix_needs_a_row():
+    with pytest.raises(ValueError, match="0 rows asked for"):
+        sample_mix(mix(), 0, 0, load_toy)
+
+
+def test_development_texts_of_a_training_source_are_left_out():
+    def load(name):
+        data = load_toy("moods" if name == "dev" else name)
+        return LabelledTexts(name, data.texts, data.labels, data.label_names, task=name)
+
+    names = {label: f"dev {label}" for label in load("dev").label_names}
+    toy = mix(("moods", "colours"))
+    dev = {"dev": Source(weight=1, original=False, wordings=[names])}
+    (found,) = development_sets(toy.model_copy(update={"development": dev}), 50, 0, load)
+    assert len(found) == 0
 
 
 def test_an_empty_text_is_no_overlap():
@@ -361,11 +410,11 @@ def cached(mirror):
 
 def test_no_benchmark_text_is_in_the_real_mix(cached):
     broad = mixes()["broad"]
-    examples = sample_mix(broad, 2000, 0, cached)
-    assert len(examples) == 2000
-    assert {e.source for e in examples} == set(broad.sources)
     benchmark = [cached(name) for name, spec in registry().items() if spec.group == "benchmark"]
     assert len(benchmark) >= 10
+    examples = sample_mix(broad, 2000, 0, cached, fingerprints(benchmark))
+    assert len(examples) == 2000
+    assert {e.source for e in examples} == set(broad.sources)
     assert assert_no_overlap(examples, benchmark) > 10_000
     for example in examples:
         folded = [label.casefold() for label in (*example.labels, *example.not_labels)]

@@ -18,6 +18,21 @@ Task = Literal[
 # fmt: on
 
 
+BENCHMARK = (
+    "cr",
+    "sst2",
+    "sst5",
+    "imdb",
+    "20_newsgroups",
+    "enron_spam",
+    "financial_phrasebank",
+    "ag_news",
+    "emotion",
+    "rotten_tomatoes",
+)
+"""The ten sets of the card, in its order."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import cache
 from importlib.resources import files
 
@@ -16,12 +16,15 @@ from gliznet.data.types import Example, LabelledTexts
 class Source(BaseModel):
     """One source of the mix.
 
-    `weight` is relative. `wordings` are alternative names of the source's labels; each row uses one
-    of them or, unless `original` is false, the source's own names.
+    `weight` is relative. `exclude` drops labels, and rows left with none. `rename` gives labels
+    better names; labels with one name become one label. `wordings` are alternative names of all
+    labels after that; each row uses one of them or, unless `original` is false, the names at hand.
     """
 
     model_config = ConfigDict(extra="forbid")
     weight: float = Field(gt=0)
+    exclude: list[str] = []
+    rename: dict[str, str] = {}
     original: bool = True
     wordings: list[dict[str, str]] = []
 
@@ -50,6 +53,13 @@ class Mix(BaseModel):
         return self
 
 
+# Labels of one family can be true of the same text, so a foreign label comes from another family.
+_FAMILY = {
+    **dict.fromkeys(("sentiment", "emotion", "offence", "stance", "irony", "emoji"), "affect"),
+    **dict.fromkeys(("topic", "product", "genre", "situation", "intent"), "content"),
+}
+
+
 @cache
 def mixes() -> dict[str, Mix]:
     """The mixes that `mix.yaml` defines."""
@@ -58,30 +68,44 @@ def mixes() -> dict[str, Mix]:
 
 
 def sample_mix(
-    mix: Mix, rows: int, seed: int, load: Callable[[str], LabelledTexts]
+    mix: Mix,
+    rows: int,
+    seed: int,
+    load: Callable[[str], LabelledTexts],
+    forbidden: Set[str] = frozenset(),
 ) -> list[Example]:
     """Draws training examples from every source of a mix, in shuffled order.
 
     Rows are shared out by weight; a source smaller than its share gives all it has and the rest
     goes to the others. Within a source the labels are drawn evenly, so that a frequent one does not
     drown the rare ones. Candidates of a row: its true labels, other labels of the same source, and
-    with probability `foreign_rate` one or two labels of another source, up to `max_candidates`.
+    with probability `foreign_rate` one or two labels of a source of another family, up to
+    `max_candidates`.
 
     Args:
         mix: sources and weights.
         rows: examples in all.
         seed: same seed, same data: same examples in the same order.
         load: returns a source by name.
+        forbidden: fingerprints of texts that must not be drawn, those of the benchmark.
 
     Raises:
-        ValueError: the sources hold fewer rows than asked for, or a wording misses a label.
+        ValueError: fewer than one row asked for, or more than the sources hold; a wording that
+            misses a label, or a name in `rename` or `exclude` that is no label.
     """
-    data = {name: load(name) for name in mix.sources}
+    if rows < 1:
+        raise ValueError(f"{rows} rows asked for: a mix needs at least 1")
+    data = {}
+    for name, source in mix.sources.items():
+        found = prepare(load(name), source)
+        kept = [i for i, t in enumerate(found.texts) if text_fingerprint(t) not in forbidden]
+        data[name] = found.take(kept)
     shares = _shares({n: s.weight for n, s in mix.sources.items()}, data, rows)
-    pool = {name: data[name].label_names for name in mix.sources}
     examples: list[Example] = []
     for name, source in mix.sources.items():
         rng = random.Random(f"{seed}:{name}")
+        family = _family(data[name])
+        pool = [d.label_names for n, d in data.items() if n != name and _family(d) != family]
         for row in _balanced_rows(data[name], shares[name], rng):
             examples.append(_example(data[name], row, source, mix, pool, rng))
     random.Random(seed).shuffle(examples)
@@ -93,41 +117,56 @@ def development_sets(
 ) -> list[LabelledTexts]:
     """Seeded samples of the development sets, in their own wording of the labels.
 
+    A text that a training source also holds is left out.
+
     Raises:
         ValueError: a label of a development set is also a label of a training source, which would
             make the development score measure seen labels.
     """
-    seen = {
-        label.casefold()
-        for name, source in mix.sources.items()
-        for names in _wordings(load(name).label_names, source)
-        for label in names.values()
-    }
+    seen_labels: set[str] = set()
+    seen_texts: set[str] = set()
+    for name, source in mix.sources.items():
+        data = prepare(load(name), source)
+        seen_texts.update(map(text_fingerprint, data.texts))
+        for names in _wordings(data.label_names, source):
+            seen_labels.update(label.casefold() for label in names.values())
     sets = []
     for name, source in mix.development.items():
-        data = load(name)
+        data = prepare(load(name), source)
+        kept = [i for i, t in enumerate(data.texts) if text_fingerprint(t) not in seen_texts]
+        data = data.take(kept)
         rng = random.Random(f"{seed}:{name}")
         names = _wordings(data.label_names, source)[-1]
-        shared = sorted(label for label in names.values() if label.casefold() in seen)
+        shared = sorted(label for label in names.values() if label.casefold() in seen_labels)
         if shared:
             raise ValueError(f"development set {name} shares labels with training: {shared}")
         chosen = data.take(_balanced_rows(data, min(rows, len(data)), rng))
-        sets.append(
-            LabelledTexts(
-                name,
-                chosen.texts,
-                tuple(tuple(names[label] for label in row) for row in chosen.labels),
-                tuple(names[label] for label in data.label_names),
-                data.multi_label,
-                data.task,
-            )
-        )
+        sets.append(_renamed(chosen, names))
     return sets
 
 
+def prepare(data: LabelledTexts, source: Source) -> LabelledTexts:
+    """A source with `exclude` and `rename` applied.
+
+    Raises:
+        ValueError: a name in `exclude` or `rename` is no label of the source.
+    """
+    unknown = sorted({*source.exclude, *source.rename} - set(data.label_names))
+    if unknown:
+        raise ValueError(f"{data.name} has no label {unknown}: see exclude and rename of the mix")
+    names = {n: source.rename.get(n, n) for n in data.label_names if n not in source.exclude}
+    return _renamed(data, names)
+
+
 def text_fingerprint(text: str) -> str:
-    """Hash of the text in lower case with white space collapsed; equal texts have equal hashes."""
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:32]
+    """Hash of the words of a text in lower case; punctuation and white space do not count."""
+    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:32]
+
+
+def fingerprints(sets: Iterable[LabelledTexts]) -> set[str]:
+    """Fingerprints of all texts that have a word."""
+    return {text_fingerprint(t) for data in sets for t in data.texts if any(map(str.isalnum, t))}
 
 
 def assert_no_overlap(examples: Iterable[Example], benchmark: Iterable[LabelledTexts]) -> int:
@@ -140,14 +179,32 @@ def assert_no_overlap(examples: Iterable[Example], benchmark: Iterable[LabelledT
     compared = 0
     for data in benchmark:
         compared += len(data)
-        found = [t for t in data.texts if t.strip() and text_fingerprint(t) in trained]
+        found = sorted(fingerprints([data]) & trained.keys())
         if found:
-            source = trained[text_fingerprint(found[0])].source
+            first = trained[found[0]]
             raise ValueError(
                 f"{len(found)} texts of {data.name} are in the training rows, the first from "
-                f"{source}: {found[0][:80]!r}"
+                f"{first.source}: {first.text[:80]!r}"
             )
     return compared
+
+
+def _family(data: LabelledTexts) -> str:
+    return _FAMILY.get(data.task, data.task)
+
+
+def _renamed(data: LabelledTexts, names: dict[str, str]) -> LabelledTexts:
+    """New label names; labels without one are dropped, and rows left without a label with them."""
+    labels = [tuple(dict.fromkeys(names[x] for x in row if x in names)) for row in data.labels]
+    kept = [i for i, row in enumerate(labels) if row]
+    return LabelledTexts(
+        data.name,
+        tuple(data.texts[i] for i in kept),
+        tuple(labels[i] for i in kept),
+        tuple(dict.fromkeys(names.values())),
+        data.multi_label,
+        data.task,
+    )
 
 
 def _shares(weights: dict[str, float], data: dict[str, LabelledTexts], rows: int) -> dict[str, int]:
@@ -207,7 +264,7 @@ def _example(
     row: int,
     source: Source,
     mix: Mix,
-    pool: dict[str, tuple[str, ...]],
+    pool: list[tuple[str, ...]],
     rng: random.Random,
 ) -> Example:
     wordings = _wordings(data.label_names, source)
@@ -221,9 +278,9 @@ def _example(
     wanted = rng.randint(1, room) if room > 1 and rng.random() < 0.5 else room
     positives = list({names[label].casefold(): names[label] for label in true}.values())
     negatives = [names[label] for label in rng.sample(others, wanted)]
-    if len(pool) > 1 and rng.random() < mix.foreign_rate:
-        elsewhere = rng.choice([name for name in pool if name != data.name])
-        foreign = rng.sample(pool[elsewhere], min(2, len(pool[elsewhere])))
+    if pool and rng.random() < mix.foreign_rate:
+        elsewhere = rng.choice(pool)
+        foreign = rng.sample(elsewhere, min(2, len(elsewhere)))
         own = max(1, mix.max_candidates - len(positives) - len(foreign))
         negatives = [*negatives[:own], *foreign][: mix.max_candidates - len(positives)]
     # The true labels under every wording: another source may offer one of them as a foreign label.

@@ -1,19 +1,26 @@
-"""Training rows by name: the shipped corpus or a mix."""
+"""Training rows by name: the shipped corpus, a mix, or a Hub data set of the corpus's form."""
+
+import datasets
 
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.loading import load
-from gliznet.data.sampling import mixes, sample_mix
+from gliznet.data.registry import registry
+from gliznet.data.sampling import fingerprints, mixes, sample_mix
 from gliznet.data.types import Example
 
 CORPUS = "hardset-mini"
 
 
 def training_examples(data: str, rows: int, seed: int) -> list[Example]:
-    """Training rows of "hardset-mini" or of "mix:NAME".
+    """Training rows of "hardset-mini", "mix:NAME" or "hub:ID".
+
+    From a mix no text of a benchmark set is ever drawn, so those sets must be at hand too.
 
     Args:
-        data: the shipped corpus, or a mix of `mix.yaml`, whose sources must be available.
-        rows: rows to draw from a mix; of the corpus its first rows, 0 for all.
+        data: the shipped corpus; a mix of `mix.yaml`, whose sources must be available; or the train
+            split of a Hub data set with the columns text, labels and not_labels, such as
+            "hub:alexneakameni/ZSHOT-HARDSET-v2".
+        rows: rows to draw from a mix; of the others the first rows, 0 for all.
         seed: of the draw from a mix.
 
     Raises:
@@ -25,10 +32,17 @@ def training_examples(data: str, rows: int, seed: int) -> list[Example]:
         name = data.removeprefix("mix:")
         if name not in known:
             raise ValueError(f"no mix is called {name!r}: choose one of {', '.join(known)}")
-        return sample_mix(known[name], rows, seed, load)
-    if data != CORPUS:
-        raise ValueError(f"data is {data!r}: choose '{CORPUS}' or 'mix:NAME'")
-    corpus = list(hardset_mini("train"))
+        forbidden = fingerprints(load(n) for n, s in registry().items() if s.group == "benchmark")
+        return sample_mix(known[name], rows, seed, load, forbidden)
+    if data.startswith("hub:"):
+        corpus = [
+            Example(row["text"], tuple(row["labels"]), tuple(row["not_labels"]), data)
+            for row in datasets.load_dataset(data.removeprefix("hub:"), split="train")
+        ]
+    elif data == CORPUS:
+        corpus = list(hardset_mini("train"))
+    else:
+        raise ValueError(f"data is {data!r}: choose '{CORPUS}', 'mix:NAME' or 'hub:ID'")
     if rows > len(corpus):
-        raise ValueError(f"{rows} rows asked for, {CORPUS} has {len(corpus)} training rows")
+        raise ValueError(f"{rows} rows asked for, {data} has {len(corpus)} training rows")
     return corpus[:rows] if rows else corpus
