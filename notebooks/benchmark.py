@@ -25,7 +25,7 @@ profile: str = "smoke"
 evidence: str = "bench"  # profile whose records fill the tables of the ten sets
 local: str = ""  # profile whose records fill the table of the shipped corpus; empty for none
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -69,8 +69,9 @@ cells = pd.DataFrame(
 #
 # A model name with several runs is the same recipe with several seeds.
 # The seed changes the rows drawn, the order of the data and of the candidates.
+# Evaluations read here: {glue:text}`bench_runs:s`; a table below is empty as long as there is none.
 
-# %%
+# %% tags=["hide-input"]
 runs = cells.groupby("model").agg(runs=("run", "nunique"), cells=("value", "size"))
 runs
 
@@ -78,7 +79,7 @@ runs
 # The recipes keep what defines each formulation and change some of its settings.
 # This table shows, for each training run, the settings that matter and every field that differs from the preset.
 
-# %%
+# %% tags=["hide-input"]
 settings = pd.DataFrame(
     {
         key.removeprefix("train/"): {
@@ -111,7 +112,7 @@ paste_table("benchmark-settings", settings, "Training runs and their settings.")
 # The two intervals answer different questions: would another training run do as well, and would other texts give the same score.
 
 
-# %%
+# %% tags=["hide-input"]
 def summarise(group):
     """Mean over seeds with its interval; a single run keeps its interval over texts."""
     if len(group) > 1:
@@ -156,7 +157,7 @@ paste_table("benchmark-readable", readable, "Macro F1 on the ten sets, readable 
 # The published evaluations take label names as the data sets write them: `neg` and `pos`, newsgroup names, `Sci/Tech`.
 # Where a set has the same strings in both wordings, its row is the same in both tables.
 
-# %%
+# %% tags=["hide-input"]
 as_published = table_of("published")
 paste_table("benchmark-published", as_published, "Macro F1 on the ten sets, published labels.")
 
@@ -171,7 +172,7 @@ paste_table("benchmark-published", as_published, "Macro F1 on the ten sets, publ
 # They are not comparable line by line: their backbones are larger than ours, the training data differ, and some of our sets hold other rows (see below).
 # They say where a small model trained on a small mix stands.
 
-# %%
+# %% tags=["hide-input"]
 card = published("gliznet_card")
 card = card[(card["revision"] == "card-2") & (card["quantity"] == "macro_f1")]
 others = card.pivot(index="dataset", columns="model", values="value")
@@ -224,7 +225,7 @@ show(figure)
 #
 # Every difference between the rows we score and the published ones, as the registry states it.
 
-# %%
+# %% tags=["hide-input"]
 differences = pd.DataFrame({"difference": {TITLES[n]: spec(n).differences or "none" for n in SETS}})
 differences.index.name = "set"
 paste_table("benchmark-differences", differences, "Local rows against published rows.")
@@ -240,7 +241,7 @@ paste_table("benchmark-differences", differences, "Local rows against published 
 # A model trained on the corpus is in its domain here; a model trained on the mix is not.
 # The rows called *without text* score the same candidates with the text left out: what they reach is no reading.
 
-# %%
+# %% tags=["hide-input"]
 corpus = {}
 for key, record in (records.load(local) if local else {}).items():
     if record.notebook != "evaluate":
@@ -263,7 +264,7 @@ paste_table("benchmark-corpus", on_corpus, "Test texts of hardset-mini, 95 % boo
 # :format: myst
 # ```
 
-# %%
+# %% tags=["hide-input"]
 counted = ", ".join(f"{name} {n}" for name, n in runs["runs"].items())
 paste("bench_runs", counted or "none")
 for model in ("untrained", "math", "card"):

@@ -27,7 +27,7 @@ local: str = ""  # profile whose evaluations show the baseline and the trained m
 mix: str = "broad"
 mix_rows: int = 0  # rows of the mix to draw and check against the benchmark; needs the data
 
-# %%
+# %% tags=["hide-input"]
 from collections import Counter
 from itertools import combinations
 
@@ -63,14 +63,14 @@ for split, examples in corpus.items():
 # Labels name topics, intents, sentiments, emotions, registers and claims.
 # The texts were written for this project and carry the licence CC-BY-4.0.
 
-# %%
+# %% tags=["hide-input"]
 example = corpus["validation"][0]
 print(example.text)
 print("true: ", ", ".join(example.labels))
 print("false:", ", ".join(example.not_labels))
 
 
-# %%
+# %% tags=["hide-input"]
 def labels_of(examples):
     return [label for e in examples for label in (*e.labels, *e.not_labels)]
 
@@ -107,7 +107,7 @@ paste_table("data-corpus", sizes, "The three splits of the shipped corpus.")
 # Three ways to cheat are measured: repeated texts, texts that nearly repeat across splits, and labels that are always true or always false.
 
 
-# %%
+# %% tags=["hide-input"]
 def shingles(text, size=5):
     words = text.lower().split()
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
@@ -156,7 +156,7 @@ report.metric("largest_cross_split_overlap", near)
 # The next check measures how far that goes, also for labels that never occur in training: a linear model on the letters of the label, which never sees a text.
 
 
-# %%
+# %% tags=["hide-input"]
 def label_only_map(train, test):
     """Mean average precision of a model that sees labels and no text."""
     labels = labels_of(train)
@@ -225,7 +225,7 @@ show(figure)
 # Mean average precision and the reciprocal rank compare orders; the F1 values depend on the threshold one half, which an untrained model passes with every label.
 # The rows called *without text* give the model the same candidates and an empty text.
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for key, record in (records.load(local) if local else {}).items():
     if record.notebook == "evaluate":
@@ -250,7 +250,7 @@ paste_table("data-baseline", baseline, "Untrained and trained models, 95 % boots
 # The ten sets of the model card, with the label names of the published evaluation and a readable second wording.
 # The registry names, for each, the data set on the Hub and what is known of its licence.
 
-# %%
+# %% tags=["hide-input"]
 benchmark = {name: registry()[name] for name in BENCHMARK}
 listing = pd.DataFrame(
     {
@@ -278,7 +278,7 @@ paste_table("data-benchmark", listing, "Benchmark sets in the registry.")
 # Where a source has several wordings of its labels, each row uses one.
 # Development sets are held out whole, under label names that no source uses; every choice of recipe is made on them.
 
-# %%
+# %% tags=["hide-input"]
 chosen = mixes()[mix]
 total = sum(s.weight for s in chosen.sources.values())
 weights = pd.DataFrame(
@@ -314,7 +314,7 @@ paste("data_local_only", f"{len(local_only)} of {len(needed)}")
 # The benchmark group of the registry is larger than the ten sets, and all of it counts.
 # Here the rows of one seed are compared once more with every such text; a single match stops this notebook.
 
-# %%
+# %% tags=["hide-input"]
 if mix_rows:
     drawn = training_examples(f"mix:{mix}", mix_rows, 1)
     everything = [name for name, s in registry().items() if s.group == "benchmark"]
