@@ -34,8 +34,8 @@ def test_smoke_profile_holds_every_notebook_and_no_parameters():
 
 
 def test_fresh_conversions_run_under_nbmake(tmp_path):
-    # nbmake runs a notebook in its own folder; the profiles mark that folder as a repository.
-    shutil.copytree(ROOT / "notebooks" / "profiles", tmp_path / "notebooks" / "profiles")
+    # nbmake runs a notebook in its own folder; sources and profiles make that folder a repository.
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     for source in SOURCES:
         nbformat.write(jupytext.read(source), tmp_path / f"{source.stem}.ipynb")
     done = subprocess.run(
