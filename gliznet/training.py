@@ -1,8 +1,7 @@
-"""Training: a collator and a thin use of `transformers.Trainer`."""
+"""Training: a thin use of `transformers.Trainer`."""
 
 import json
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from gliznet.batches import Collator, LengthGroups, training_rows
 from gliznet.data.types import Example
 from gliznet.losses import total_loss
 from gliznet.model import GliZNetForSequenceClassification
@@ -25,91 +24,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 """Learning-rate schedules of math §9.3 and of the card; `warmup_steps` below 1 is a share."""
 
 TERMS = ("contrastive", "repulsion", "bce")
-
-
-def training_rows(
-    examples: Sequence[Example], tokenizer: GliZNETTokenizer, seed: int, max_labels: int = 20
-) -> Dataset:
-    """Examples with a fixed, seeded order of candidates, and their lengths in tokens.
-
-    Args:
-        examples: texts with true labels and false candidates.
-        tokenizer: for the lengths by which batches are grouped.
-        seed: of the order in which each row's candidates stand in the sequence.
-        max_labels: candidates per row at most; the last false ones are left out, true ones never.
-
-    Returns:
-        Columns text, candidates, targets (0.0 or 1.0) and length (tokens, at most the window).
-
-    Raises:
-        ValueError: an example without a candidate, or with more true labels than `max_labels`.
-    """
-    lengths = tokenizer.count_tokens([e.text for e in examples])
-    unique = list(dict.fromkeys(c for e in examples for c in (*e.labels, *e.not_labels)))
-    label_lengths = dict(zip(unique, tokenizer.count_tokens(unique), strict=True))
-    rows = []
-    for i, (example, length) in enumerate(zip(examples, lengths, strict=True)):
-        room = max_labels - len(example.labels)
-        if room < 0:
-            raise ValueError(
-                f"example {i} has {len(example.labels)} true labels, max_labels is {max_labels}"
-            )
-        candidates = [*example.labels, *example.not_labels[:room]]
-        if not candidates:
-            raise ValueError(f"example {i} ({example.text[:40]!r}) has no candidate label")
-        random.Random(f"{seed}:{i}").shuffle(candidates)
-        true = set(example.labels)
-        total = 2 + length + sum(label_lengths[c] + 1 for c in candidates)
-        rows.append(
-            {
-                "text": example.text,
-                "candidates": candidates,
-                "targets": [float(c in true) for c in candidates],
-                "length": min(total, tokenizer.max_length),
-            }
-        )
-    return Dataset.from_list(rows)
-
-
-class Collator:
-    """Tokenises rows of `training_rows` into one padded batch with `labels` `(B, K)`."""
-
-    def __init__(self, tokenizer: GliZNETTokenizer):
-        self.tokenizer = tokenizer
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self.tokenizer([r["text"] for r in rows], [r["candidates"] for r in rows])
-        labels = torch.zeros(len(rows), max(len(r["targets"]) for r in rows))
-        for i, row in enumerate(rows):
-            labels[i, : len(row["targets"])] = torch.tensor(row["targets"])
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "lmask": batch["lmask"],
-            "labels": labels,
-        }
-
-
-class LengthGroups(Sampler):
-    """Row numbers in groups of similar length, in an order of their own in every epoch.
-
-    The order depends on seed, epoch and rows per optimiser step only: not on the state of the
-    global generator, which a resumed run does not have, nor on the number of processes.
-    """
-
-    def __init__(self, lengths: Sequence[int], step: int, seed: int, epoch: Callable[[], int]):
-        self.lengths = list(lengths)
-        self.step = step
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(random.Random(f"{self.seed}:{self.epoch()}").getrandbits(63))
-        return iter(get_length_grouped_indices(self.lengths, self.step, generator=generator))
 
 
 class GliZNetTrainer(Trainer):
@@ -325,3 +239,27 @@ def train(
     trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)))
     model.eval()
     return trainer
+
+
+@torch.no_grad()
+def interpolate(model: torch.nn.Module, start: Mapping[str, Tensor], share: float) -> None:
+    """Moves the weights of a trained model back towards those it started from, in place.
+
+    Fine-tuning bends what the encoder knew about labels it was not trained on; a mixture of both
+    sets of weights keeps more of it (Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+    models").
+
+    Args:
+        model: after training.
+        start: its `state_dict()` before training, copied.
+        share: of the trained weights in the result, in (0, 1]; 1 leaves the model as it is.
+
+    Raises:
+        ValueError: a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}: it must be above 0 and at most 1")
+    if share < 1:
+        for name, weight in model.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(start[name].to(weight.device), 1 - share)

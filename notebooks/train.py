@@ -38,33 +38,38 @@ max_labels: int = 20  # candidates per training row
 backbone_dropout: float = 0.0  # of the encoder during this run
 attn_implementation: str = "sdpa"
 bf16: bool = False
+trained_share: float = 1.0  # of the trained weights in the saved model, the rest as at the start
+mix: dict = {}  # fields of the mix that differ from mix.yaml
 config: dict = {}  # fields of GliZNetConfig that differ from the preset
 
 # %% [markdown]
 # ## The rows
 #
 # The same seed gives the same rows with the same candidates in the same order.
-# The fingerprint goes into the record.
+# Their fingerprint goes into the record, and so do those of the data sets that a mix draws from.
 
 # %%
 import time
 
 import pandas as pd
 import torch
+from transformers import set_seed
 
 from gliznet import GliZNetForSequenceClassification, GliZNETTokenizer
 from gliznet.backbones import fingerprint, resolve
-from gliznet.data.sources import training_examples
+from gliznet.data.sources import mix_sources, training_examples
 from gliznet.data.types import examples_sha256
 from gliznet.lab.figures import COLOURS, quiet, show, use_style
 from gliznet.lab.records import Reporter
-from gliznet.training import train
+from gliznet.training import interpolate, train
 
 quiet()
 use_style()
 report = Reporter(out)
-examples = training_examples(data, rows, seed)
+examples = training_examples(data, rows, seed, mix)
 report.data(data, rows=len(examples), sha256=examples_sha256(examples))
+for source in mix_sources(data):
+    report.data(f"{source.name}/readable", rows=len(source), sha256=source.sha256)
 pd.DataFrame(
     {
         "rows": [len(examples)],
@@ -83,12 +88,14 @@ pd.DataFrame(
 # The new parameters are everything outside the backbone.
 
 # %%
+set_seed(seed)  # of new parameters that start at random
 path = resolve(backbone, report.out)
 report.backbone(backbone, fingerprint(path))
 tokenizer = GliZNETTokenizer.from_pretrained(path, max_length=max_length)
 model = GliZNetForSequenceClassification.from_backbone(
     path, tokenizer, formulation, attn_implementation=attn_implementation, **config
 )
+start = {name: weight.clone() for name, weight in model.state_dict().items()}
 sizes = {
     "backbone": sum(p.numel() for p in model.backbone.parameters()),
     "new": sum(p.numel() for n, p in model.named_parameters() if not n.startswith("backbone.")),
@@ -100,6 +107,9 @@ pd.DataFrame({"parameters": sizes})
 #
 # Checkpoints lie in the run's folder.
 # If the run is killed, the next call continues from the last one with the same data order and random state.
+#
+# With `trained_share` below one, the saved weights lie on the line between those before and those after training {cite}`wortsman2022robust`.
+# That keeps more of what the encoder knew about labels that it was not trained on.
 
 # %%
 started = time.perf_counter()
@@ -124,6 +134,7 @@ tokens = sum(trainer.train_dataset["length"]) * epochs
 report.cost("train_seconds", seconds)
 report.cost("train_tokens", tokens)
 report.cost("optimiser_steps", trainer.state.global_step)
+interpolate(model, start, trained_share)
 model.save_pretrained(report.out / "model")
 tokenizer.save_pretrained(report.out / "model")
 

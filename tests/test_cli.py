@@ -83,6 +83,8 @@ def test_training_examples_by_name():
         training_examples("mix:none", 5, 1)
     with pytest.raises(ValueError, match="data is 'other'"):
         training_examples("other", 5, 1)
+    with pytest.raises(ValueError, match=r"no mix: it has no fields \['phrase_rate'\]"):
+        training_examples("hardset-mini", 5, 1, {"phrase_rate": 0.5})
 
 
 def test_training_examples_of_a_hub_set(tmp_path):
@@ -100,6 +102,9 @@ def test_training_examples_of_a_mix(mirror):
     first, again = (training_examples("mix:broad", 200, 3) for _ in range(2))
     assert first == again and len(first) == 200
     assert training_examples("mix:broad", 200, 4) != first
+    assert training_examples("mix:broad", 200, 3, {"max_candidates": 3}) != first
+    with pytest.raises(ValueError, match="phrase_rat"):
+        training_examples("mix:broad", 200, 3, {"phrase_rat": 0.3})
 
 
 def test_train_then_evaluate(tmp_path, capsys):

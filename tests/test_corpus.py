@@ -6,6 +6,10 @@ from importlib.resources import files
 from itertools import combinations
 
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.pipeline import make_pipeline
 
 from gliznet.data.corpus import SPLITS, hardset_mini
 
@@ -136,3 +140,22 @@ def test_the_near_duplicate_measure_sees_a_copied_sentence():
 def test_an_unknown_split_is_an_error():
     with pytest.raises(ValueError, match="split is 'dev': choose one of"):
         hardset_mini("dev")
+
+
+def test_the_wording_of_a_label_says_little_about_its_truth():
+    """A classifier of label strings alone, without the texts, must stay near chance."""
+    rows = [(label, 1) for e in hardset_mini("train") for label in e.labels]
+    rows += [(label, 0) for e in hardset_mini("train") for label in e.not_labels]
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
+    model = make_pipeline(letters, LogisticRegression(max_iter=2000))
+    model.fit(*zip(*rows, strict=True))
+    blind, chance = [], []
+    for e in hardset_mini("test"):
+        truth = [1] * len(e.labels) + [0] * len(e.not_labels)
+        scores = model.predict_proba([*e.labels, *e.not_labels])[:, 1]
+        blind.append(average_precision_score(truth, scores))
+        # The mean over all orders, see Bestgen 2015, "Exact expected average precision".
+        n, r = len(truth), len(e.labels)
+        harmonic = sum(1 / i for i in range(1, n + 1))
+        chance.append((r - 1) / (n - 1) + (n - r) / (n * (n - 1)) * harmonic)
+    assert sum(blind) / len(blind) - sum(chance) / len(chance) < 0.12

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from gliznet.data.corpus import hardset_mini
+from gliznet.data.enrichment import nearest_labels
 from gliznet.data.loading import load
 from gliznet.data.registry import registry
 from gliznet.data.sampling import (
@@ -426,3 +428,58 @@ def test_the_real_development_labels_are_unseen_in_training(cached):
     sets = development_sets(broad, 20, 0, cached)
     assert [data.name for data in sets] == list(broad.development)
     assert all(len(data) == 20 for data in sets)
+
+
+# Enrichment
+
+
+def test_rows_of_the_corpus_keep_their_candidates():
+    toy = mix(corpus_rows=50, max_candidates=2)
+    examples = sample_mix(toy, 150, 4, load_toy)
+    corpus = {e.text: e for e in hardset_mini("train")}
+    found = [e for e in examples if e.source not in DATA]
+    assert len(examples) == 150
+    assert len({e.text for e in found}) == 50
+    assert all(e == corpus[e.text] for e in found)
+    # The other rows are what a mix of 100 rows draws.
+    plain = sample_mix(mix(max_candidates=2), 100, 4, load_toy)
+    assert sorted(map(repr, plain)) == sorted(repr(e) for e in examples if e.source in DATA)
+
+
+@pytest.mark.parametrize(("rows", "corpus_rows"), [(50, 50), (0, 0), (5000, 631)])
+def test_corpus_rows_that_leave_no_other_or_are_too_many_are_refused(rows, corpus_rows):
+    with pytest.raises(ValueError, match=f"{rows} rows asked for, {corpus_rows} of them"):
+        sample_mix(mix(corpus_rows=corpus_rows), rows, 0, load_toy)
+
+
+def test_mined_negatives_are_the_nearest_wrong_labels():
+    toy = mix(("colours",), mined_rate=1.0, foreign_rate=0.0, max_candidates=5)
+    toy.sources["colours"].wordings = []
+    nearest = nearest_labels(COLOURS)
+    for example in sample_mix(toy, 100, 0, load_toy):
+        true = row_of(example)
+        rankings = [[x for x in nearest[t] if x not in true] for t in true]
+        assert list(example.not_labels) in [r[: len(example.not_labels)] for r in rankings]
+
+
+def test_mined_rate_is_a_share_of_the_rows():
+    toy = mix(("colours",), mined_rate=0.4, foreign_rate=0.0, max_candidates=4)
+    toy.sources["colours"].wordings = []
+    nearest = nearest_labels(COLOURS)
+    rows = [e for s in range(10) for e in sample_mix(toy, 200, s, load_toy)]
+    mined = 0
+    for e in rows:
+        true = row_of(e)
+        rankings = [[x for x in nearest[t] if x not in true] for t in true]
+        mined += list(e.not_labels) in [r[: len(e.not_labels)] for r in rankings]
+    # A single random negative is the nearest one now and then, hence the room above.
+    assert 0.38 <= mined / len(rows) <= 0.56
+
+
+def test_phrase_rate_adds_labels_from_the_texts():
+    toy = mix(phrase_rate=1.0)
+    examples = sample_mix(toy, 200, 0, load_toy)
+    # Every text of a toy source is "NAME text NUMBER".
+    found = Counter(x for e in examples for x in e.labels if x in (e.source, "text"))
+    assert sum(found.values()) > 150
+    assert all(len(e.labels) + len(e.not_labels) <= toy.max_candidates for e in examples)

@@ -19,14 +19,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from gliznet import backbones
+from gliznet.batches import Collator, training_rows
 from gliznet.data.types import Example
-from gliznet.training import (
-    SCHEDULES,
-    Collator,
-    GliZNetTrainer,
-    train,
-    training_rows,
-)
+from gliznet.training import SCHEDULES, GliZNetTrainer, interpolate, train
 
 REPOSITORY = Path(__file__).parents[1]
 STABLE = {"save_strategy": "no", "logging_steps": 1}
@@ -654,3 +649,24 @@ def test_backbone_dropout_replaces_every_rate_of_the_encoder(backbone, tmp_path)
     assert {m.p for m in modules if isinstance(m, torch.nn.Dropout)} == {0.25}
     with pytest.raises(ValueError, match=r"backbone_dropout is 1\.5"):
         run(backbone, tmp_path, train_script.rows(4), max_steps=1, backbone_dropout=1.5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(share=st.floats(0.01, 1.0), seed=st.integers(0, 99))
+def test_interpolation_lies_on_the_line_between_the_weights(share, seed):
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    start = {name: torch.randn_like(w) if w.ndim else w for name, w in model.state_dict().items()}
+    end = {name: weight.clone() for name, weight in model.state_dict().items()}
+    interpolate(model, start, share)
+    for name, weight in model.state_dict().items():
+        expected = share * end[name].double() + (1 - share) * start[name].double()
+        torch.testing.assert_close(weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert model[1].num_batches_tracked.dtype == torch.int64
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
+def test_a_share_outside_0_to_1_is_refused(share):
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=f"share is {share}"):
+        interpolate(model, model.state_dict(), share)

@@ -10,6 +10,8 @@ from importlib.resources import files
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gliznet.data.corpus import hardset_mini
+from gliznet.data.enrichment import nearest_labels, with_key_phrases
 from gliznet.data.types import Example, LabelledTexts
 
 
@@ -36,12 +38,20 @@ class Source(BaseModel):
 
 
 class Mix(BaseModel):
-    """A training mix and the development sets that its choices are made on."""
+    """A training mix and the development sets that its choices are made on.
+
+    `mined_rate` is the share of rows whose false labels are those of their source nearest to a true
+    label, `phrase_rate` the share that gets a key phrase of its text as a label (see `enrichment`),
+    `corpus_rows` the number of rows of hardset-mini among the rows of the mix.
+    """
 
     model_config = ConfigDict(extra="forbid")
     description: str
     max_candidates: int = Field(default=8, ge=2)
     foreign_rate: float = Field(default=0.2, ge=0, le=1)
+    mined_rate: float = Field(default=0.0, ge=0, le=1)
+    phrase_rate: float = Field(default=0.0, ge=0, le=1)
+    corpus_rows: int = Field(default=0, ge=0)
     sources: dict[str, Source]
     development: dict[str, Source] = {}
 
@@ -80,7 +90,7 @@ def sample_mix(
     goes to the others. Within a source the labels are drawn evenly, so that a frequent one does not
     drown the rare ones. Candidates of a row: its true labels, other labels of the same source, and
     with probability `foreign_rate` one or two labels of a source of another family, up to
-    `max_candidates`.
+    `max_candidates`. Rows of hardset-mini keep their own candidates.
 
     Args:
         mix: sources and weights.
@@ -93,14 +103,19 @@ def sample_mix(
         ValueError: fewer than one row asked for, or more than the sources hold; a wording that
             misses a label, or a name in `rename` or `exclude` that is no label.
     """
-    if rows < 1:
-        raise ValueError(f"{rows} rows asked for: a mix needs at least 1")
+    corpus = list(hardset_mini("train"))
+    if rows <= mix.corpus_rows or mix.corpus_rows > len(corpus):
+        raise ValueError(
+            f"{rows} rows asked for, {mix.corpus_rows} of them from hardset-mini, which has "
+            f"{len(corpus)}: at least 1 row must come from the other sources"
+        )
     data = {}
     for name, source in mix.sources.items():
         found = prepare(load(name), source)
         kept = [i for i, t in enumerate(found.texts) if text_fingerprint(t) not in forbidden]
         data[name] = found.take(kept)
-    shares = _shares({n: s.weight for n, s in mix.sources.items()}, data, rows)
+    weights = {n: s.weight for n, s in mix.sources.items()}
+    shares = _shares(weights, data, rows - mix.corpus_rows)
     examples: list[Example] = []
     for name, source in mix.sources.items():
         rng = random.Random(f"{seed}:{name}")
@@ -108,6 +123,9 @@ def sample_mix(
         pool = [d.label_names for n, d in data.items() if n != name and _family(d) != family]
         for row in _balanced_rows(data[name], shares[name], rng):
             examples.append(_example(data[name], row, source, mix, pool, rng))
+    if mix.phrase_rate:
+        examples = with_key_phrases(examples, mix.phrase_rate, seed, mix.max_candidates)
+    examples += random.Random(f"{seed}:corpus").sample(corpus, mix.corpus_rows)
     random.Random(seed).shuffle(examples)
     return examples
 
@@ -277,7 +295,12 @@ def _example(
     # Half of the rows get a shorter candidate set, so that the model meets every size.
     wanted = rng.randint(1, room) if room > 1 and rng.random() < 0.5 else room
     positives = list({names[label].casefold(): names[label] for label in true}.values())
-    negatives = [names[label] for label in rng.sample(others, wanted)]
+    if mix.mined_rate and rng.random() < mix.mined_rate:
+        ranked = nearest_labels(data.label_names)[rng.choice(true)]
+        drawn = [label for label in ranked if label in others][:wanted]
+    else:
+        drawn = rng.sample(others, wanted)
+    negatives = [names[label] for label in drawn]
     if pool and rng.random() < mix.foreign_rate:
         elsewhere = rng.choice(pool)
         foreign = rng.sample(elsewhere, min(2, len(elsewhere)))

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from nbformat import NotebookNode
+
 from gliznet.lab import LabError, notebooks
 from gliznet.lab.profiles import Entry, load_profile
 from gliznet.lab.records import Record, file_sha256, read_record, sha256
 
-# What cannot change a result: editing plumbing must not void days of runs. All else is hashed, so
-# that a new module counts until somebody says that it does not.
-EXCLUDED = {"lab", "cli.py", "costs.py", "__init__.py"}
-SUFFIXES = {".py", ".yaml", ".yml", ".json", ".jsonl", ".csv", ".parquet", ".gz"}
+# What cannot change a result: editing plumbing must not void days of runs. Every record has the
+# fingerprints of the data sets it read, texts and labels, so their registry does not count.
+EXCLUDED = {"gliznet", "gliznet.lab", "gliznet.cli", "gliznet.costs", "gliznet.data/registry.yaml"}
+SUFFIXES = {".yaml", ".yml", ".json", ".jsonl", ".csv", ".parquet", ".gz"}
 
 HOLDERS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef  # of docstrings
 NO_RECORD = "no record"
@@ -24,22 +26,30 @@ NO_RECORD = "no record"
 Fingerprint = Callable[[str], str | None]
 
 
-def package_hash(root: Path) -> str:
-    """Return the sha256 of the modules and data files of gliznet that can change a result.
+def package_hash(source: NotebookNode, root: Path) -> str:
+    """Return the sha256 of what a notebook runs of gliznet, so that nothing else voids its runs.
 
-    Comments, formatting and docstrings do not count.
+    That is every module that its code cells import, directly or through other modules, and the
+    data files that lie beside them. Comments, formatting and docstrings do not count.
     """
-    package = root / "gliznet"
-    lines = []
-    for path in sorted(package.rglob("*")):
-        name = path.relative_to(package)
-        if path.suffix in SUFFIXES and path.is_file() and name.parts[0] not in EXCLUDED:
-            stat = path.stat()
-            lines.append(f"{name.as_posix()} {_digest(path, stat.st_mtime_ns, stat.st_size)}")
-    return sha256("\n".join(lines))
+    modules = _modules(root)
+    todo = list(_imports("\n".join(notebooks.code_cells(source)), modules))
+    used: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name not in used and not _excluded(name):
+            used.add(name)
+            todo += _imports(modules[name].read_text(encoding="utf-8"), modules)
+    files = {name: modules[name] for name in used}
+    for folder, package in {(modules[n].parent, n.rpartition(".")[0]) for n in used}:
+        for path in folder.rglob("*"):
+            name = f"{package}/{path.relative_to(folder).as_posix()}"
+            if path.suffix in SUFFIXES and not _excluded(name):
+                files[name] = path
+    return sha256("\n".join(f"{n} {_file_digest(p)}" for n, p in sorted(files.items())))
 
 
-def code_hash(source) -> str:
+def code_hash(source: NotebookNode) -> str:
     """Return the sha256 of a notebook's code cells."""
     return sha256("\0".join(notebooks.code_cells(source)))
 
@@ -83,7 +93,7 @@ def _stale(
     source = notebooks.read_source(entry, root)
     if record.code_hash != code_hash(source):
         yield "code cells of the notebook changed"
-    if record.package_hash != package_hash(root):
+    if record.package_hash != package_hash(source, root):
         yield "package changed"
     yield from _changes("parameter", record.parameters, notebooks.resolve_parameters(source, entry))
     yield from _changes("results of", record.needs, needs_hashes(entry, root))
@@ -110,6 +120,44 @@ def _changes(kind: str, old: dict, new: dict) -> Iterator[str]:
         then, now = (values.get(name, "unset") for values in (old, new))
         if then != now:
             yield f"{kind} {name}: {then!r} then, {now!r} now"
+
+
+def _modules(root: Path) -> dict[str, Path]:
+    """Return the modules of gliznet by their dotted names; a package is its `__init__`."""
+    found = {}
+    for path in (root / "gliznet").rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _imports(code: str, modules: dict[str, Path]) -> Iterator[str]:
+    """Yield the modules of gliznet that code imports, at the top or inside a function."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            names = {alias.name for alias in node.names}
+            yield node.module
+            yield from (name for n in names if (name := f"{node.module}.{n}") in modules)
+            if node.module == "gliznet":
+                yield from _exported(names, modules)
+
+
+def _exported(names: set[str], modules: dict[str, Path]) -> Iterator[str]:
+    """Yield the modules that `gliznet` itself takes `names` from."""
+    for node in ast.parse(modules["gliznet"].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and names & {alias.name for alias in node.names}:
+            yield node.module
+
+
+def _excluded(name: str) -> bool:
+    return name in EXCLUDED or name.startswith("gliznet.lab.")
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 @cache

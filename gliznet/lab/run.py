@@ -72,7 +72,7 @@ def run_entry(entry: Entry, root: Path, discard: bool = False) -> float:
         "parameters": notebooks.resolve_parameters(source, entry),
         "needs": needs,
         "code_hash": freshness.code_hash(source),
-        "package_hash": freshness.package_hash(root),
+        "package_hash": freshness.package_hash(source, root),
     }
     # Without this mark nobody takes what is left in the folder for an interrupted run.
     mark, reported = (root / entry.folder / name for name in (".inputs", "report.json"))
