@@ -49,6 +49,7 @@ BENCHMARK = {
 }
 READABLE = {
     "ag_news": ["world", "sports", "business", "science and technology"],
+    "enron_spam": ["legitimate email", "spam email"],
     "rotten_tomatoes": ["negative", "positive"],
 }
 
@@ -166,3 +167,10 @@ def test_underscore_rule_gives_the_mirrors_names(mirror, name):
     table = pq.read_table(mirror / "train" / f"{name}.parquet").to_pydict()
     for raw, names in zip(table["label_raw"], table["labels"], strict=True):
         assert raw.replace("_", " ").split("|") == names
+
+
+def test_a_label_takes_its_readable_name_whatever_the_mirror_calls_it(mirror):
+    found = load("enron_spam", "readable"), load("enron_spam", "published")
+    names = {"legitimate email": "ham", "spam email": "spam"}
+    assert [tuple(names[x] for x in row) for row in found[0].labels] == list(found[1].labels)
+    assert set(found[0].labels) == {("legitimate email",), ("spam email",)}

@@ -93,7 +93,9 @@ def _from_mirror(entry: DatasetSpec, path: Path, row: dict[str, str]) -> _Rows:
     table = pq.read_table(path, columns=["text", "labels"])
     if table.num_rows != int(row["rows"]):
         raise DataError(f"{path}: {table.num_rows} rows, the manifest says {row['rows']}")
-    return table["text"].to_pylist(), [tuple(labels) for labels in table["labels"].to_pylist()]
+    names = {label.mirror: label.readable for label in entry.labels or () if label.mirror}
+    labels = [tuple(names.get(x, x) for x in row) for row in table["labels"].to_pylist()]
+    return table["text"].to_pylist(), labels
 
 
 def _from_hub(entry: DatasetSpec, hub: Hub) -> _Rows:
@@ -149,7 +151,7 @@ def _raw_label(value: object, classes: list[str] | None) -> str:
 
 
 def _readable_name(entry: DatasetSpec) -> Callable[[str], str]:
-    """From a raw label of the Hub to the mirror's name; an unknown one stays and is refused."""
+    """From a raw label of the Hub to the readable name; an unknown one stays and is refused."""
     if entry.labels is None:
         return lambda raw: raw.replace("_", " ")
     return lambda raw: next((x.readable for x in entry.labels if x.raw == raw), raw)

@@ -38,15 +38,17 @@ class _Strict(BaseModel):
 
 
 class Label(_Strict):
-    """One label in three forms.
+    """One label in its forms.
 
     `raw` is what the Hub data set's label column holds (its class name where it holds integers),
-    `published` is what the published evaluation gave to the model, `readable` is the mirror's name.
+    `published` is what the published evaluation gave to the model, `readable` says in plain words
+    what it means. `mirror` is the name in the local mirror, by default the readable one.
     """
 
     raw: str
     published: str
     readable: str
+    mirror: str | None = None
 
 
 class Hub(_Strict):
