@@ -1,0 +1,100 @@
+"""Checks of a chapter: what must agree, what must be rejected, each a metric of the record."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sympy
+
+from gliznet.lab.records import Reporter
+
+KINDS = ("symbolic", "autograd", "naive", "search", "exact", "library")
+
+
+class Checks:
+    """Asserts the equations of one chapter and keeps the largest deviation of every check.
+
+    An equation is named by its label in the text without the prefix `eq-`. Kinds: "symbolic"
+    (sympy), "autograd" (gradcheck, jacobian), "naive" (a loop or central differences written from
+    the formula alone), "search" (many random or hypothesis-drawn cases of an inequality), "exact"
+    (whole numbers, shapes, sets), "library" (a second, public implementation).
+
+    Several checks of one kind take a `case` each. Every method raises AssertionError, with the
+    deviation, when the check fails.
+    """
+
+    def __init__(self, report: Reporter):
+        self._report = report
+        self._rows: list[tuple[str, str, float, float, str]] = []
+
+    def equal(
+        self,
+        equation: str,
+        kind: str,
+        found: Any,
+        expected: Any,
+        tolerance: float = 0.0,
+        case: str = "",
+    ) -> None:
+        """Both sides agree to an absolute tolerance; shapes must be the same."""
+        deviation = _deviation(found, expected)
+        if not deviation <= tolerance:
+            raise AssertionError(f"{equation}, {kind}: they differ by {deviation:.3g}")
+        self._add(equation, kind, case, deviation, tolerance)
+
+    def zero(self, equation: str, expression: sympy.Expr, case: str = "") -> None:
+        """A sympy expression, left side minus right side, simplifies to zero."""
+        left = sympy.simplify(expression)
+        if left != 0:
+            raise AssertionError(f"{equation}, symbolic: {left} is left, not 0")
+        self._add(equation, "symbolic", case, 0.0, 0.0)
+
+    def at_least(
+        self,
+        equation: str,
+        kind: str,
+        found: Any,
+        bound: Any,
+        tolerance: float = 0.0,
+        case: str = "",
+    ) -> None:
+        """No case falls below its bound by more than the tolerance."""
+        gap = np.asarray(found, dtype=float) - np.asarray(bound, dtype=float)
+        worst = float(np.max(-gap))
+        if not worst <= tolerance:
+            raise AssertionError(f"{equation}, {kind}: a case is {worst:.3g} below its bound")
+        self._add(equation, kind, case, max(worst, 0.0), tolerance)
+
+    def rejects(
+        self, equation: str, mutant: str, found: Any, expected: Any, tolerance: float
+    ) -> None:
+        """A wrong formula misses the truth by far more than the tolerance of the check."""
+        deviation = _deviation(found, expected)
+        if not deviation > 100 * tolerance:
+            raise AssertionError(f"{equation}: the mutant {mutant!r} passes ({deviation:.3g})")
+        self._report.metric(f"reject/{equation}/{mutant}", deviation, unit="deviation")
+        self._rows.append((equation, mutant, deviation, tolerance, "rejected"))
+
+    def table(self) -> pd.DataFrame:
+        """Every check so far: equation, check, largest deviation, tolerance, result."""
+        columns = ["equation", "check", "deviation", "tolerance", "result"]
+        table = pd.DataFrame(self._rows, columns=columns).set_index("equation")
+        for name in ("deviation", "tolerance"):
+            table[name] = [f"{value:.1e}" if value else "0" for value in table[name]]
+        return table
+
+    def _add(self, equation: str, kind: str, case: str, deviation: float, tolerance: float) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}: choose one of {', '.join(KINDS)}")
+        name = f"{kind}, {case}" if case else kind
+        self._report.metric(f"check/{equation}/{name}", deviation, unit="largest deviation")
+        self._rows.append((equation, name, deviation, tolerance, "holds"))
+
+
+def _deviation(found: Any, expected: Any) -> float:
+    a, b = (
+        np.asarray(getattr(x, "detach", lambda x=x: x)(), dtype=float) for x in (found, expected)
+    )
+    if a.shape != b.shape:
+        raise AssertionError(f"shapes differ: {a.shape} and {b.shape}")
+    return float(np.max(np.abs(a - b), initial=0.0))
