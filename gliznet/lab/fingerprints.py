@@ -8,19 +8,23 @@ from gliznet.data.loading import available, load
 from gliznet.data.registry import registry
 from gliznet.data.types import examples_sha256
 from gliznet.lab import records
+from gliznet.lab.profiles import find_root
 
 
 @cache
 def fingerprint(name: str) -> str | None:
     """sha256 of data by the name that notebooks report, None where it is not on this machine.
 
-    Known names: `hardset-mini/SPLIT`, `SET/WORDING` of the registry, `records:PROFILE`.
+    Known names: `hardset-mini/SPLIT`, `SET/WORDING` of the registry, `records:PROFILE`,
+    `ledger/equations`.
     """
     kind, _, rest = name.partition("/")
     if kind == "hardset-mini" and rest in SPLITS:
         return examples_sha256(list(hardset_mini(rest)))
     if kind in registry() and rest in ("readable", "published") and available(kind):
         return load(kind, rest).sha256
+    if name == "ledger/equations":
+        return records.file_sha256(find_root() / "book" / "ledger" / "equations.yaml")
     if name.startswith("records:"):
         return records_sha256(name.removeprefix("records:"))[1]
     return None

@@ -165,6 +165,11 @@ class Reporter:
         """Report the verdict (one of `Verdict`) on a ledger entry."""
         self._add("outcomes", ledger_id, {"outcome": outcome, "evidence": evidence})
 
+    @property
+    def outcomes(self) -> dict[str, tuple[str, str]]:
+        """Outcome and evidence so far, by ledger id."""
+        return {k: (v.outcome, v.evidence) for k, v in self._report.outcomes.items()}
+
     def file(self, path: str | Path) -> None:
         """Make a file in the run's folder part of the evidence: its sha256 is checked for ever."""
         path, out = Path(path).resolve(), self.out.resolve()

@@ -1,0 +1,67 @@
+"""The checks of the mathematics chapters can fail, and leave their deviations in the record."""
+
+import json
+
+import numpy as np
+import pytest
+import sympy
+import torch
+
+from gliznet.lab.checks import Checks
+from gliznet.lab.records import Reporter
+
+
+@pytest.fixture
+def checks(tmp_path) -> Checks:
+    return Checks(Reporter(tmp_path))
+
+
+def metrics(checks: Checks) -> dict[str, float]:
+    checks._report.close()
+    found = json.loads((checks._report.out / "report.json").read_text())
+    return {name: metric["value"] for name, metric in found["metrics"].items()}
+
+
+def test_agreement_is_recorded_with_its_largest_deviation(checks):
+    checks.equal("a", "naive", torch.tensor([1.0, 2.0]), [1.0, 2.5], tolerance=0.5)
+    checks.equal("a", "exact", 3, 3, case="three")
+    x = sympy.Symbol("x")
+    checks.zero("a", (x + 1) ** 2 - x**2 - 2 * x - 1)
+    checks.at_least("b", "search", [1.0, 2.0], 0.5)
+    checks.at_least("b", "search", [0.4, 2.0], 0.5, tolerance=0.2, case="near")
+    checks.rejects("a", "sign", -1.0, 1.0, tolerance=1e-3)
+    assert metrics(checks) == pytest.approx(
+        {
+            "check/a/naive": 0.5,
+            "check/a/exact, three": 0.0,
+            "check/a/symbolic": 0.0,
+            "check/b/search": 0.0,
+            "check/b/search, near": 0.1,
+            "reject/a/sign": 2.0,
+        }
+    )
+    assert list(checks.table()["result"]) == ["holds"] * 5 + ["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("equal", ("a", "naive", [1.0, 2.0], [1.0, 2.1], 0.01), "differ by 0.1"),
+        ("equal", ("a", "naive", [1.0], 1.0), "shapes differ"),
+        ("equal", ("a", "naive", [np.nan], [1.0], 10.0), "differ by nan"),
+        ("zero", ("a", sympy.Symbol("x")), "x is left"),
+        ("at_least", ("a", "search", [1.0, -2.0], 0.0, 1.0), "2 below its bound"),
+        ("at_least", ("a", "search", [np.nan], 0.0, 1.0), "nan below its bound"),
+        ("rejects", ("a", "twin", 1.0, 1.0, 1e-9), "mutant 'twin' passes"),
+        ("rejects", ("a", "close", 1.0 + 5e-8, 1.0, 1e-9), "passes"),
+    ],
+)
+def test_a_check_that_does_not_hold_raises_and_is_not_recorded(checks, method, arguments, message):
+    with pytest.raises(AssertionError, match=message):
+        getattr(checks, method)(*arguments)
+    assert metrics(checks) == {}
+
+
+def test_an_unknown_kind_is_refused(checks):
+    with pytest.raises(ValueError, match="kind is 'guess'"):
+        checks.equal("a", "guess", 1, 1)
