@@ -26,6 +26,7 @@ profile: str = "smoke"
 local: str = ""  # profile whose evaluations show the baseline and the trained model; empty: none
 mix: str = "broad"
 mix_rows: int = 0  # rows of the mix to draw and check against the benchmark; needs the data
+mix_changes: dict = {}  # fields of the mix that the training runs change
 
 # %% tags=["hide-input"]
 from collections import Counter
@@ -277,6 +278,7 @@ paste_table("data-benchmark", listing, "Benchmark sets in the registry.")
 # A mix is a list of sources with weights.
 # Rows are drawn evenly over the labels of a source, and a row keeps its true labels and gets false ones from the same source, sometimes from another.
 # Where a source has several wordings of its labels, each row uses one.
+# {doc}`recipe` says what else can be mixed in, and what was.
 # Development sets are held out whole, under label names that no source uses; every choice of recipe is made on them.
 
 # %% tags=["hide-input"]
@@ -317,7 +319,7 @@ paste("data_local_only", f"{len(local_only)} of {len(needed)}")
 
 # %% tags=["hide-input"]
 if mix_rows:
-    drawn = training_examples(f"mix:{mix}", mix_rows, 1)
+    drawn = training_examples(f"mix:{mix}", mix_rows, 1, mix_changes)
     everything = [name for name, s in registry().items() if s.group == "benchmark"]
     compared = assert_no_overlap(drawn, (load(name) for name in everything))
     report.metric("overlap", 0.0, n=compared)
