@@ -1,0 +1,270 @@
+"""Naive formulas, one per equation, that the package passes and every planted error fails.
+
+A mutant is compiled beside the package and never imported by it.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from transformers import BertConfig
+
+from gliznet.config import GliZNetConfig
+
+ROOT = Path(__file__).parents[1]
+MUTANTS = yaml.safe_load((ROOT / "tests" / "mutants.yaml").read_text(encoding="utf-8"))
+REGISTERED = "AutoModel.register(GliZNetConfig, GliZNetForSequenceClassification)"
+
+
+def mutated(name: str, old: str = "", new: str = "") -> ModuleType:
+    """A module of gliznet compiled anew with one piece of text replaced."""
+    original = importlib.import_module(f"gliznet.{name}")
+    source = Path(original.__file__).read_text(encoding="utf-8").replace(REGISTERED, "")
+    if old:
+        assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {name}.py"
+    module = ModuleType(original.__name__)
+    module.__file__ = original.__file__
+    exec(compile(source.replace(old, new) if old else source, name, "exec"), module.__dict__)
+    return module
+
+
+def batch(seed: int = 0) -> SimpleNamespace:
+    """Random scores, labels and embeddings; rows of several sizes, one without a positive."""
+    g = torch.Generator().manual_seed(seed)
+    sizes, k, d = [4, 3, 1, 2], 4, 5
+    mask = torch.tensor([[j < n for j in range(k)] for n in sizes])
+    labels = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0]]).double()
+    embeddings = torch.randn(4, k, d, generator=g, dtype=torch.float64) + 0.8
+    logits = 2 * torch.randn(4, k, generator=g, dtype=torch.float64)
+    return SimpleNamespace(mask=mask, labels=labels, embeddings=embeddings, logits=logits)
+
+
+def rows(b: SimpleNamespace) -> list[tuple[list[float], set[int], Tensor]]:
+    """Scores, positives and embeddings of the real labels of every row."""
+    found = []
+    for i in range(len(b.mask)):
+        real = [j for j in range(b.mask.shape[1]) if b.mask[i, j]]
+        positive = {n for n, j in enumerate(real) if b.labels[i, j] > 0.5}
+        found.append(([float(b.logits[i, j]) for j in real], positive, b.embeddings[i, real]))
+    return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def near(found: Tensor | float, expected: float) -> None:
+    assert abs(float(torch.as_tensor(found).detach()) - expected) < 1e-9
+
+
+def check_supcon(module: ModuleType) -> None:
+    for seed in range(3):
+        b = batch(seed)
+        expected = [
+            mean([math.log(sum(math.exp(t) for t in s)) - s[j] for j in positive])
+            for s, positive, _ in rows(b)
+            if positive
+        ]
+        near(module.supcon_loss(b.logits, b.labels, b.mask), mean(expected))
+
+
+def check_one_vs_negatives(module: ModuleType) -> None:
+    for margin in (0.0, 0.7):
+        b = batch()
+        per_row = []
+        for s, positive, _ in rows(b):
+            others = sum(math.exp(s[k]) for k in range(len(s)) if k not in positive)
+            own = [math.exp(s[j] - margin) for j in positive]
+            if positive:
+                per_row.append(mean([-math.log(x / (x + others)) for x in own]))
+        near(module.one_vs_negatives_loss(b.logits, b.labels, b.mask, margin), mean(per_row))
+
+
+def check_repulsion(module: ModuleType) -> None:
+    for threshold in (0.0, 0.3):
+        b = batch()
+        per_row = []
+        for _, _, e in rows(b):
+            pairs = [(j, k) for j in range(len(e)) for k in range(len(e)) if j != k]
+            cosine = [float(e[j] @ e[k] / (e[j].norm() * e[k].norm())) for j, k in pairs]
+            if pairs:
+                per_row.append(mean([max(0.0, c - threshold) for c in cosine]))
+        near(module.repulsion_loss(b.embeddings, b.mask, threshold), mean(per_row))
+
+
+def check_vicreg(module: ModuleType) -> None:
+    b = batch()
+    flat = torch.cat([e for _, _, e in rows(b)])
+    covariance = torch.cov(flat.T)
+    d = len(covariance)
+    hinge = mean([max(0.0, 2.0 - math.sqrt(float(covariance[i, i]) + 1e-4)) for i in range(d)])
+    apart = sum(float(covariance[i, j]) ** 2 for i in range(d) for j in range(d) if i != j)
+    near(module.vicreg_loss(b.embeddings, b.mask, target_std=2.0), hinge + apart / d)
+
+
+def check_bce(module: ModuleType) -> None:
+    b = batch()
+    tau, tau_bce = 3.0, 5.0
+    terms = []
+    for s, positive, _ in rows(b):
+        for j, score in enumerate(s):
+            p = 1 / (1 + math.exp(-score / tau * tau_bce))
+            terms.append(-math.log(p if j in positive else 1 - p))
+    near(module.bce_loss(b.logits, b.labels, b.mask, tau, tau_bce), mean(terms))
+
+
+def check_total(module: ModuleType) -> None:
+    one, two, three = (torch.tensor(x, dtype=torch.float64) for x in (1.5, 2.5, 4.0))
+    total = module.total_loss(one, two, three, (0.5, 2.0, 0.25))
+    near(total.total, 0.75 + 5.0 + 1.0)
+
+
+def tokens(seed: int = 0) -> SimpleNamespace:
+    g = torch.Generator().manual_seed(seed)
+    lmask = torch.tensor([[0, 0, 0, 0, 1, 1, 0, 2, 0], [0, 0, 0, 1, 0, 2, 2, 2, 0]])
+    text = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0]]).bool()
+    z = torch.randn(2, 9, 4, generator=g, dtype=torch.float64)
+    values = torch.randn(2, 9, 4, generator=g, dtype=torch.float64)
+    return SimpleNamespace(lmask=lmask, text=text, z=z, values=values)
+
+
+def pooled(z: Tensor, positions: list[int]) -> Tensor:
+    return sum(z[i] for i in positions) / len(positions)
+
+
+def attended(query: Tensor, keys: Tensor, values: Tensor, positions: list[int], tau: float):
+    weights = [math.exp(float(query @ keys[i]) / tau) for i in positions]
+    return sum(w * values[i] for w, i in zip(weights, positions, strict=True)) / sum(weights)
+
+
+def check_layers(module: ModuleType) -> None:
+    t = tokens()
+    labels = module.pool_labels(t.z, module.label_membership(t.lmask, 2))
+    for tau in (0.5, 2.0):
+        for values in (None, t.values):
+            found, weights = module.label_conditioned_attention(labels, t.z, t.text, tau, values)
+            for b in range(2):
+                text = t.text[b].nonzero().flatten().tolist()
+                near(weights[b, 0, ~t.text[b]].sum(), 0.0)
+                for j in range(2):
+                    query = pooled(t.z[b], (t.lmask[b] == j + 1).nonzero().flatten().tolist())
+                    used = t.z[b] if values is None else t.values[b]
+                    expected = attended(query, t.z[b], used, text, tau)
+                    torch.testing.assert_close(labels[b, j], query)
+                    torch.testing.assert_close(found[b, j], expected)
+
+
+def check_heads(module: ModuleType) -> None:
+    g = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(2, 3, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    matrix = torch.randn(4, 4, generator=g, dtype=torch.float64)
+    formula: dict[str, Callable[[Tensor, Tensor], float]] = {
+        "cosine": lambda x, y: 3.0 * float(x @ y / (x.norm() * y.norm())),
+        "dot": lambda x, y: sum(float(matrix[0, i] * x[i] * y[i]) for i in range(4)) + 0.25,
+        "bilinear": lambda x, y: float(x @ matrix @ y) + 0.25,
+    }
+    for kind, expected in formula.items():
+        head = module.SimilarityHead(SimpleNamespace(embedding_dim=4, head=kind)).double()
+        if kind != "cosine":
+            head.weight.data = matrix[0] if kind == "dot" else matrix
+            head.bias.data.fill_(0.25)
+        found = head(a, b, torch.tensor(3.0, dtype=torch.float64))
+        for i in range(2):
+            for j in range(3):
+                near(found[i, j], expected(a[i, j], b[i, j]))
+
+
+PAD, CLS, SEP, LAB = 0, 1, 2, 3
+IDS = torch.tensor(
+    [
+        [CLS, 10, 11, 12, SEP, 20, 21, LAB, 22, LAB, PAD],
+        [CLS, 13, SEP, 23, LAB, 24, 25, 26, LAB, 0, 0],
+    ]
+)
+LMASK = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 0, 2, 0, 0], [0, 0, 0, 1, 0, 2, 2, 2, 0, 0, 0]])
+TARGETS = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+
+
+def check_model(module: ModuleType) -> None:
+    losses = importlib.import_module("gliznet.losses")
+    encoder = BertConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    for preset in ("math", "card"):
+        torch.manual_seed(0)
+        config = getattr(GliZNetConfig, preset)(
+            encoder, lab_token_id=LAB, control_token_ids=[CLS, SEP, LAB], tau_bce=2.0
+        )
+        model = module.GliZNetForSequenceClassification(config).double().eval()
+        for parameter in model.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+        attention_mask = (IDS != PAD).long()
+        with torch.no_grad():
+            found = model(IDS, attention_mask, LMASK, TARGETS)
+            hidden = model.backbone(IDS, attention_mask).last_hidden_state
+            z_text, z_label = model.text_projection(hidden), model.label_projection(hidden)
+            tau, tau_attn = float(model.tau), float(model.tau_attn)
+            expected = torch.zeros(2, 2, dtype=torch.float64)
+            for b in range(2):
+                row = IDS[b].tolist()
+                text = list(range(1, row.index(SEP)))
+                labs = [i for i, token in enumerate(row) if token == LAB]
+                for j in range(2):
+                    own = (LMASK[b] == j + 1).nonzero().flatten().tolist()
+                    label = pooled(z_label[b], own if preset == "math" else [labs[j]])
+                    summary = attended(label, z_text[b], z_text[b], text, tau_attn)
+                    if preset == "math":
+                        expected[b, j] = tau * (summary @ label / (summary.norm() * label.norm()))
+                    else:
+                        expected[b, j] = summary @ model.head.weight @ label + model.head.bias
+            torch.testing.assert_close(found.logits, expected)
+            ratio = float(model.tau_bce) / tau if preset == "math" else 1.0
+            torch.testing.assert_close(model.probability_logits(expected), expected * ratio)
+            whole = torch.ones(2, 2, dtype=torch.bool)
+            near(found.loss_terms["bce"], float(losses.bce_loss(expected * ratio, TARGETS, whole)))
+
+
+ORACLES: dict[str, list[Callable[[ModuleType], None]]] = {
+    "losses": [
+        check_supcon,
+        check_one_vs_negatives,
+        check_repulsion,
+        check_vicreg,
+        check_bce,
+        check_total,
+    ],
+    "layers": [check_layers, check_heads],
+    "model": [check_model],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [(name, oracle) for name, oracles in ORACLES.items() for oracle in oracles],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_the_package_passes(name, oracle):
+    oracle(mutated(name))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m['file']}: {m['new'][:50]}")
+def test_a_mutant_is_killed(mutant):
+    module = mutated(mutant["file"], mutant["old"], mutant["new"])
+    survived = []
+    for oracle in ORACLES[mutant["file"]]:
+        try:
+            oracle(module)
+        except (AssertionError, RuntimeError, ValueError, IndexError):
+            break
+        survived.append(oracle.__name__)
+    assert len(survived) < len(ORACLES[mutant["file"]]), f"{mutant['new']!r} passes every check"
