@@ -1,0 +1,2155 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # SupCon and one-vs-negatives
+#
+# Both formulations of GliZNet train first of all with a softmax over the candidate labels of one text.
+# The mathematics document takes the supervised contrastive loss, SupCon {cite}`khosla2020supcon`.
+# The model card takes a one-vs-negatives softmax with a margin.
+#
+# This chapter asks four questions.
+# What is the gradient when a text has several true labels?
+# How small can the loss become?
+# What does the scale $\tau$ do to it?
+# And do its probabilities mean what they say?
+#
+# ## Where this stands
+#
+# SupCon is math §8.1, its gradient is printed in §8.3.3, and §12 says how its weight and its scale act.
+# The card names its loss in its introduction and under "Training Details".
+# Both are functions of `gliznet/losses.py`.
+# They take the scores that {doc}`notation` calls $\mathrm{sim}$.
+
+# %% tags=["parameters"]
+out: str = ""
+profile: str = "smoke"
+seed: int = 1
+cases: int = 25  # random rows of each check
+steps: int = 200  # optimiser steps in search of the smallest loss
+
+# %% tags=["hide-input"]
+import inspect
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+import mpmath
+import numpy as np
+import pandas as pd
+import sympy
+import torch
+import torch.nn.functional as F
+from IPython.display import display
+from scipy.optimize import minimize
+
+from gliznet.config import GliZNetConfig
+from gliznet.data.corpus import hardset_mini
+from gliznet.data.types import examples_sha256
+from gliznet.lab.checks import Checks
+from gliznet.lab.figures import COLOURS, show, use_style
+from gliznet.lab.ledger import judged
+from gliznet.lab.records import Reporter
+from gliznet.lab.tables import paste, paste_table
+from gliznet.layers import SimilarityHead
+from gliznet.losses import bce_loss, one_vs_negatives_loss, supcon_loss
+
+rng = np.random.default_rng(seed)
+use_style()
+
+# %%
+report = Reporter(out)
+checks = Checks(report)
+
+# %% [markdown]
+# ## Definition
+#
+# The scores of a batch are $s_{b,j} = \mathrm{sim}_{b,j}$, shape $(B, K)$.
+# $P_b$ holds the true labels of text $b$, and $N_b$ all its candidates, the true ones included.
+# The softmax runs over the candidates of one text:
+#
+# $$p_{b,j} = \frac{e^{s_{b,j}}}{\sum_{k \in N_b} e^{s_{b,k}}}.$$
+#
+# The loss is a number (math §8.1.1):
+#
+# ```{math}
+# :label: eq-supcon-loss
+# \mathcal{L}_{\text{SupCon}} = \frac{1}{B} \sum_{b=1}^{B} \mathcal{L}_b,
+# \qquad
+# \mathcal{L}_b = -\frac{1}{|P_b|} \sum_{j \in P_b} \log p_{b,j}.
+# ```
+#
+# Most of what follows concerns one text, so the index $b$ is left out from here on.
+# The mean of the scores over the true labels is $\bar s_P$, and $u_P$ is the uniform distribution on $P$: $1/|P|$ on a true label, zero elsewhere.
+
+# %%
+print(inspect.getsource(supcon_loss))
+
+# %% [markdown]
+# The code settles three things that the formula leaves open.
+# Padded columns are no candidates.
+# The softmax is taken in its logarithm.
+# A text without a true label is left out of the mean; the end of this chapter returns to it.
+#
+# ### How it is checked
+#
+# The checks below use random rows and chosen hard ones: equal scores, one score far above the others, every label true, a single candidate.
+# Where two sides are equal in theory, they must agree to float64 round-off, `ROUND`.
+# A central difference with step `STEP` carries an error of order `STEP`² plus round-off divided by `STEP`, so its tolerance, `DIFFERENCE`, is wider.
+# The symbolic checks write $s_j = \log x_j$ with positive symbols $x_j$, so that every gradient is a rational function.
+# They run for two to four labels and every number of true labels.
+
+# %% tags=["hide-input"]
+ROUND = 1e-12  # some ten operations on numbers of order ten at a precision of 2e-16
+STEP = 1e-5
+DIFFERENCE = 1e-8
+
+
+def row(scores, true):
+    """One text: scores and which labels are true."""
+    return np.array(scores, dtype=float), np.array(true, dtype=bool)
+
+
+def random_row(labels, positives, scale=3.0):
+    """Scores of `labels` candidates, `positives` of which are true."""
+    return row(scale * rng.standard_normal(labels), rng.permutation(labels) < positives)
+
+
+HARD = [
+    row([1.5] * 5, [1, 1, 0, 0, 0]),
+    row([9, 0, 0, 0], [1, 1, 0, 0]),
+    row([-9, 0, 9, 0], [1, 1, 0, 0]),
+    row([2, -1, 0.5], [1, 1, 1]),
+    row([0.7], [1]),
+]
+CASES = HARD + [
+    random_row(k := int(rng.integers(2, 10)), int(rng.integers(1, k + 1))) for _ in range(cases)
+]
+MIXED = [(s, true) for s, true in CASES if not true.all()]  # at least one false label
+
+
+def gather(function, rows=None):
+    """The values of `function` on all rows, as one flat array."""
+    rows = CASES if rows is None else rows
+    return np.concatenate([np.ravel(function(s, true)) for s, true in rows])
+
+
+def softmax(s):
+    e = np.exp(s - s.max())
+    return e / e.sum()
+
+
+def uniform(true):
+    return true / true.sum()
+
+
+def value(s, true, loss=supcon_loss, **options):
+    """The package's loss of one row."""
+    mask = torch.ones(1, len(s), dtype=torch.bool)
+    return loss(torch.tensor(s)[None], torch.tensor(true)[None].double(), mask, **options).item()
+
+
+def gradient(s, true, loss=supcon_loss, **options):
+    """Autograd's gradient of the package's loss of one row."""
+    leaf = torch.tensor(s, requires_grad=True)
+    mask = torch.ones(1, len(s), dtype=torch.bool)
+    result = loss(leaf[None], torch.tensor(true)[None].double(), mask, **options)
+    return torch.autograd.grad(result, leaf)[0].numpy()
+
+
+def hessian(s, true, loss=supcon_loss, **options):
+    """Autograd's second derivatives of the package's loss of one row."""
+    mask, target = torch.ones(1, len(s), dtype=torch.bool), torch.tensor(true)[None].double()
+    return torch.autograd.functional.hessian(
+        lambda x: loss(x[None], target, mask, **options), torch.tensor(s)
+    ).numpy()
+
+
+def differences(function, s):
+    """Central differences of a function of the scores, one row per score."""
+    steps_ = STEP * np.eye(len(s))
+    return np.array([(function(s + e) - function(s - e)) / (2 * STEP) for e in steps_])
+
+
+def naive(s, true):
+    """SupCon of one row, one loop per sum of the formula."""
+    total, count = 0.0, 0
+    for j in range(len(s)):
+        if true[j]:
+            denominator = 0.0
+            for k in range(len(s)):
+                denominator += math.exp(s[k] - s[j])
+            total += math.log(denominator)
+            count += 1
+    return total / count
+
+
+# Symbolic rows: x_j = exp(s_j), the first n of K labels true; the loss is symmetric in the labels.
+
+
+def ln(expression):
+    """The logarithm of a product of positive terms as a sum."""
+    return sympy.expand_log(sympy.log(sympy.factor(sympy.together(expression))), force=True)
+
+
+def by_score(expression, x_j):
+    """Derivative by the score s_j = log x_j."""
+    return x_j * sympy.diff(expression, x_j)
+
+
+def symbolic_rows(with_false=False):
+    for k in (2, 3, 4):
+        x = sympy.symbols(f"x1:{k + 1}", positive=True)
+        for n in range(1, k if with_false else k + 1):
+            yield x, n
+
+
+def symbolic_loss(x, n):
+    return -sum(ln(x_j / sum(x)) for x_j in x[:n]) / n
+
+
+def all_zero(equation, residuals):
+    """Every residual is zero: each carries a symbol of its own, so none can cancel another."""
+    marked = [
+        sympy.Symbol(f"r{i}") * sympy.cancel(sympy.expand(r)) for i, r in enumerate(residuals)
+    ]
+    checks.zero(equation, sympy.Add(*marked))
+
+
+# %% [markdown]
+# The definition itself is checked on whole batches with padded columns.
+# The padding holds large scores and claims to be true, so that any leak shows.
+# A second implementation is PyTorch's cross-entropy with the uniform targets $u_P$.
+
+
+# %%
+def padded_batch():
+    """Three texts of five, six and seven candidates: what the package gets, and the bare rows."""
+    chosen = [random_row(7, int(rng.integers(1, 6))) for _ in range(3)]
+    scores, true = (np.stack(part) for part in zip(*chosen, strict=True))
+    mask = np.ones_like(true)
+    mask[0, 5:] = mask[1, 6:] = False
+    true[0, 0] = true[1, 0] = True
+    padded = np.where(mask, scores, 40.0)
+    given = torch.tensor(padded), torch.tensor(true | ~mask).double(), torch.tensor(mask)
+    return given, [(s[m], t[m]) for s, t, m in zip(scores, true, mask, strict=True)]
+
+
+found, looped, library = [], [], []
+for _ in range(cases):
+    given, rows = padded_batch()
+    found.append(supcon_loss(*given).item())
+    looped.append(sum(naive(*r) for r in rows) / len(rows))
+    library.append(
+        np.mean(
+            [F.cross_entropy(torch.tensor(s), torch.tensor(uniform(t))).item() for s, t in rows]
+        )
+    )
+checks.equal("supcon-loss", "naive", found, looped, ROUND)
+checks.equal("supcon-loss", "library", found, library, ROUND)
+checks.rejects(
+    "supcon-loss",
+    "true labels not in the denominator",
+    gather(lambda s, t: value(s, t, one_vs_negatives_loss)),
+    gather(naive),
+    ROUND,
+)
+
+# %% [markdown]
+# ### The log-softmax form
+#
+# Math §8.1.1 prints the loss twice, with a quotient of exponentials and with a log-softmax.
+# Both are the same, and both equal
+#
+# ```{math}
+# :label: eq-supcon-split
+# \mathcal{L}_b = \log \sum_{k \in N} e^{s_k} - \bar s_P .
+# ```
+#
+# *Proof.* $\log p_j = s_j - \log \sum_k e^{s_k}$.
+# The second part does not depend on $j$, so its mean over $P$ is itself. $\square$
+#
+# This form says almost everything.
+# The true labels enter through their mean only.
+# All labels enter through one smooth maximum.
+
+# %%
+all_zero(
+    "supcon-split",
+    [
+        symbolic_loss(x, n) - ln(sum(x)) + sum(sympy.log(x_j) for x_j in x[:n]) / n
+        for x, n in symbolic_rows()
+    ],
+)
+
+
+def split(s, true):
+    return np.log(np.exp(s - s.max()).sum()) + s.max() - s[true].mean()
+
+
+def split_gradient(s, true):
+    leaf = torch.tensor(s, requires_grad=True)
+    right = torch.logsumexp(leaf, 0) - leaf[torch.tensor(true)].mean()
+    return torch.autograd.grad(right, leaf)[0].numpy()
+
+
+checks.equal("supcon-split", "autograd", gather(gradient), gather(split_gradient), ROUND)
+checks.equal("supcon-split", "naive", gather(split), gather(naive), ROUND)
+checks.equal("supcon-split", "naive", gather(split), gather(value), ROUND, case="package")
+
+# %% [markdown]
+# ## The gradient
+#
+# **Proposition.** For every number of true labels $|P_b| \ge 1$,
+#
+# ```{math}
+# :label: eq-supcon-gradient
+# \frac{\partial \mathcal{L}_{\text{SupCon}}}{\partial s_{b,j}}
+# = \frac{1}{B} \left( p_{b,j} - \frac{\mathbb{1}[j \in P_b]}{|P_b|} \right).
+# ```
+#
+# *Proof.* In {eq}`eq-supcon-split` the first term has the derivative $e^{s_j} / \sum_k e^{s_k} = p_j$.
+# The second has the derivative $1/|P|$ on a true label and zero elsewhere.
+# The mean over the batch gives $1/B$. $\square$
+#
+# Math §8.3.3 prints $p_{b,j} - \mathbb{1}[j \in P_b]$, without $1/|P_b|$ and without $1/B$.
+# That is right for one text with one true label and for nothing else.
+# A one-line proof: the loss does not change when all scores of a text move by the same amount, so its gradient must sum to zero.
+# The printed one sums to $1 - |P_b|$.
+
+# %%
+all_zero(
+    "supcon-gradient",
+    [
+        by_score(symbolic_loss(x, n), x[j]) - (x[j] / sum(x) - sympy.Rational(int(j < n), n))
+        for x, n in symbolic_rows()
+        for j in range(len(x))
+    ],
+)
+
+
+def formula(s, true):
+    return softmax(s) - uniform(true)
+
+
+checks.equal("supcon-gradient", "autograd", gather(gradient), gather(formula), ROUND)
+checks.equal(
+    "supcon-gradient",
+    "naive",
+    gather(lambda s, t: differences(lambda x: naive(x, t), s)),
+    gather(formula),
+    DIFFERENCE,
+)
+batch = [random_row(6, n) for n in (1, 2, 4, 6)]
+scores = torch.tensor(np.stack([s for s, _ in batch]), requires_grad=True)
+target = torch.tensor(np.stack([t for _, t in batch])).double()
+whole = supcon_loss(scores, target, torch.ones_like(target).bool())
+checks.equal(
+    "supcon-gradient",
+    "autograd",
+    torch.autograd.grad(whole, scores)[0],
+    np.stack([formula(*r) for r in batch]) / len(batch),
+    ROUND,
+    case="batch of four",
+)
+
+
+def printed(s, true):
+    return softmax(s) - true
+
+
+checks.rejects("supcon-gradient", "as printed", gather(printed), gather(gradient), ROUND)
+checks.rejects(
+    "supcon-gradient",
+    "sign of the target",
+    gather(lambda s, t: softmax(s) + uniform(t)),
+    gather(gradient),
+    ROUND,
+)
+
+# %% [markdown]
+# One text with two true labels shows the difference.
+# The first true label already holds more than half of the mass.
+# SupCon pushes it *down* (a positive derivative under descent), because it wants the two to share.
+# The printed formula pushes it further up.
+
+# %%
+s, true = row([2.0, 0.0, 0.0, -1.0], [1, 1, 0, 0])
+step_table = pd.DataFrame(
+    {
+        "true": true,
+        "score": s,
+        "softmax": softmax(s).round(3),
+        "gradient (autograd)": gradient(s, true).round(3),
+        "as printed": printed(s, true).round(3),
+    },
+    index=pd.Index(range(1, 5), name="label"),
+)
+step_table
+
+# %% [markdown]
+# ### How wrong the printed gradient is
+#
+# The two differ by $1 - 1/|P|$ on each true label and by nothing elsewhere.
+# With one text, where $B$ plays no part, the error relative to the true gradient is
+#
+# ```{math}
+# :label: eq-supcon-gradient-error
+# \frac{\lVert (p - \mathbb{1}_P) - (p - u_P) \rVert}{\lVert p - u_P \rVert}
+# = \frac{|P| - 1}{\sqrt{|P|}\, \lVert p - u_P \rVert}
+# \;\ge\; \frac{|P| - 1}{\sqrt{|P| + 1}} .
+# ```
+#
+# *Proof.* The numerator is $\sqrt{|P|}\,(1 - 1/|P|)$.
+# The norm $\lVert p - u_P \rVert$ is convex in $p$, so over the simplex it is largest at a corner.
+# At a false label its square is $1 + 1/|P|$, at a true one it is $1 - 1/|P|$.
+# The larger of the two gives the bound. $\square$
+#
+# So from two true labels on, no scores make the printed gradient nearly right.
+# When all scores are equal, as in an untrained model, $\lVert p - u_P \rVert^2 = 1/|P| - 1/K$ and the relative error is $(|P| - 1) / \sqrt{1 - |P| / K}$.
+
+# %%
+several = [(s, t) for s, t in MIXED if t.sum() > 1]
+
+
+def relative_error(s, true):
+    right = gradient(s, true)
+    return np.linalg.norm(printed(s, true) - right) / np.linalg.norm(right)
+
+
+def closed_error(s, true):
+    n = true.sum()
+    return (n - 1) / (math.sqrt(n) * np.linalg.norm(softmax(s) - uniform(true)))
+
+
+def looped_error(s, true):
+    n, p = int(true.sum()), softmax(s)
+    wrong = sum((p[j] - true[j] - p[j] + true[j] / n) ** 2 for j in range(len(s)))
+    return math.sqrt(wrong / sum((p[j] - true[j] / n) ** 2 for j in range(len(s))))
+
+
+residuals = []
+for x, n in symbolic_rows(with_false=True):
+    share = [x_j / sum(x) for x_j in x]
+    flag = [int(j < n) for j in range(len(x))]
+    wrong = sum(
+        ((q - f) - (q - sympy.Rational(f, n))) ** 2 for q, f in zip(share, flag, strict=True)
+    )
+    residuals.append(wrong - sympy.Rational((n - 1) ** 2, n))
+all_zero("supcon-gradient-error", residuals)
+checks.equal(
+    "supcon-gradient-error",
+    "autograd",
+    gather(relative_error, several),
+    gather(closed_error, several),
+    1e-9,  # the norm of the gradient, the divisor, can be small
+)
+checks.equal(
+    "supcon-gradient-error",
+    "naive",
+    gather(looped_error, several),
+    gather(closed_error, several),
+    1e-9,
+)
+level = [row([0.3] * k, np.arange(k) < n) for n, k in ((2, 5), (4, 11), (6, 15), (3, 4))]
+checks.equal(
+    "supcon-gradient-error",
+    "autograd",
+    gather(relative_error, level),
+    gather(lambda s, t: (t.sum() - 1) / math.sqrt(1 - t.mean()), level),
+    1e-9,
+    case="equal scores",
+)
+# The worst cases for the bound: nearly all mass on one false label.
+cornered = [row([0.0] * n + [30.0] + [0.0] * 3, [1] * n + [0] * 4) for n in (2, 3, 5, 8)]
+checks.at_least(
+    "supcon-gradient-error",
+    "search",
+    gather(relative_error, several + cornered),
+    gather(lambda s, t: (t.sum() - 1) / math.sqrt(t.sum() + 1), several + cornered),
+    1e-9,
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Relative error of the gradient as printed, over the number of true labels among twenty. Dots: autograd on random scores. Dashed: equal scores. Solid: the bound that no scores undercut; a dot below it would refute the proof.", "name": "fig-supcon-gradient-error"}, "image": {"alt": "Dots on or above a rising curve that starts at zero for one true label; a second, higher curve for equal scores."}}
+labels = 20
+counts = np.arange(1, 13)
+figure, axis = plt.subplots(figsize=(5.5, 3.4))
+for n in counts:
+    errors = [
+        relative_error(*random_row(labels, int(n), scale))
+        for scale in (0.5, 2.0, 6.0, 20.0)
+        for _ in range(3)
+    ]
+    axis.plot(
+        [n] * len(errors),
+        errors,
+        "o",
+        markersize=3,
+        color=COLOURS["card"],
+        label="random scores" if n == 1 else None,
+    )
+axis.plot(
+    counts, (counts - 1) / np.sqrt(1 - counts / labels), "--", color="black", label="equal scores"
+)
+axis.plot(counts, (counts - 1) / np.sqrt(counts + 1), color=COLOURS["math"], label="lower bound")
+axis.set(xlabel="true labels", ylabel="relative error", ylim=(-0.5, None))
+axis.legend(frameon=False)
+show(figure)
+
+# %% [markdown]
+# ### What the gradient promises
+#
+# Math §8.1.2 says that the loss ranks true labels above false ones.
+# In terms of the gradient that is exact.
+# Let $g_j = p_j - \mathbb{1}[j \in P]/|P|$ and $M = \sum_{j \in P} p_j$, the mass of the true labels.
+#
+# ```{math}
+# :label: eq-supcon-ranking
+# s_j \le s_k,\; j \in P,\; k \notin P
+# \quad\Longrightarrow\quad
+# g_k - g_j \ge \frac{1}{|P|} .
+# ```
+#
+# *Proof.* $g_k - g_j = p_k - p_j + 1/|P|$, and $s_j \le s_k$ means $p_j \le p_k$. $\square$
+#
+# A pair in the wrong order is driven apart at a speed of at least $1/|P|$.
+# A true label with $p_j > 1/|P|$ is pushed down, even while a false label leads it; but the false one then falls faster.
+#
+# The total push on both sides is the same, whatever the number of candidates:
+#
+# ```{math}
+# :label: eq-supcon-balance
+# -\sum_{j \in P} g_j = \sum_{k \notin P} g_k = 1 - M .
+# ```
+#
+# *Proof.* $\sum_{j \in P} (1/|P| - p_j) = 1 - M$, and the false labels hold the rest of the mass. $\square$
+#
+# And a small loss means a large mass:
+#
+# ```{math}
+# :label: eq-supcon-mass
+# M \ge |P|\, e^{-\mathcal{L}_b} .
+# ```
+#
+# *Proof.* The logarithm is concave, so the mean of $\log p_j$ over $P$ is at most $\log (M / |P|)$. $\square$
+
+# %%
+pairs = []
+for s, t in MIXED:
+    g = gradient(s, t)
+    pairs += [
+        (g[k] - g[j], 1 / t.sum())
+        for j in np.flatnonzero(t)
+        for k in np.flatnonzero(~t)
+        if s[j] <= s[k]
+    ]
+speeds, slowest = np.array(pairs).T
+checks.at_least("supcon-ranking", "search", speeds, slowest, ROUND)
+
+all_zero(
+    "supcon-balance",
+    [
+        residual
+        for x, n in symbolic_rows()
+        for loss in [symbolic_loss(x, n)]
+        for rest in [1 - sum(x[:n]) / sum(x)]
+        for residual in (
+            sum(by_score(loss, x_j) for x_j in x[:n]) + rest,
+            sum((by_score(loss, x_j) for x_j in x[n:]), sympy.S.Zero) - rest,
+        )
+    ],
+)
+
+
+def both_sides(function):
+    return gather(lambda s, t: [-function(s, t)[t].sum(), function(s, t)[~t].sum()])
+
+
+outside = gather(lambda s, t: [1 - softmax(s)[t].sum()] * 2)
+checks.equal("supcon-balance", "autograd", both_sides(gradient), outside, ROUND)
+checks.equal(
+    "supcon-balance",
+    "naive",
+    both_sides(lambda s, t: differences(lambda x: naive(x, t), s)),
+    outside,
+    10 * DIFFERENCE,  # up to nine differences are added
+)
+checks.at_least(
+    "supcon-mass",
+    "search",
+    gather(lambda s, t: softmax(s)[t].sum()),
+    gather(lambda s, t: t.sum() * math.exp(-value(s, t))),
+    ROUND,
+)
+
+# %% [markdown]
+# ## Curvature
+#
+# **Proposition.** The second derivatives of the loss of one text do not depend on which labels are true:
+#
+# ```{math}
+# :label: eq-supcon-hessian
+# \frac{\partial^2 \mathcal{L}_b}{\partial s_i\, \partial s_j} = \mathbb{1}[i = j]\, p_i - p_i\, p_j ,
+# ```
+#
+# ```{math}
+# :label: eq-supcon-curvature
+# 0 \;\le\; v^\top H v = \operatorname{Var}_p(v) \;\le\; \tfrac12 \lVert v \rVert^2 .
+# ```
+#
+# *Proof.* Differentiate {eq}`eq-supcon-gradient` once more: $\partial p_i / \partial s_j = p_i (\mathbb{1}[i = j] - p_j)$.
+# Then $v^\top H v = \sum p_i v_i^2 - (\sum p_i v_i)^2$, a variance.
+# A variance is at most a quarter of the squared range, and $(v_i - v_k)^2 \le 2 \lVert v \rVert^2$. $\square$
+#
+# So the loss is convex in the scores, and never strictly: along equal shifts it is flat.
+# Its gradient is Lipschitz with constant one half.
+# The off-diagonal entries are why math §8.3.3 calls this gradient relative: the push on a label depends on all scores of the text.
+# None of this makes the loss convex in the weights of the encoder.
+
+# %%
+all_zero(
+    "supcon-hessian",
+    [
+        by_score(by_score(symbolic_loss(x, n), x[i]), x[j])
+        - (int(i == j) * x[i] / sum(x) - x[i] * x[j] / sum(x) ** 2)
+        for x, n in symbolic_rows()
+        if len(x) < 4 or n == 2
+        for i, j in itertools.combinations_with_replacement(range(len(x)), 2)
+    ],
+)
+
+
+def hessian_formula(s, true):
+    return np.diag(softmax(s)) - np.outer(softmax(s), softmax(s))
+
+
+def looped_gradient(s, true):
+    total = sum(math.exp(x) for x in s)
+    return np.array([math.exp(s[j]) / total - true[j] / true.sum() for j in range(len(s))])
+
+
+checks.equal("supcon-hessian", "autograd", gather(hessian), gather(hessian_formula), ROUND)
+checks.equal(
+    "supcon-hessian",
+    "naive",
+    gather(lambda s, t: differences(lambda x: looped_gradient(x, t), s)),
+    gather(hessian_formula),
+    DIFFERENCE,
+)
+eigenvalues = gather(lambda s, t: np.linalg.eigvalsh(hessian(s, t)))
+x, v = sympy.symbols("x1:4", positive=True), sympy.symbols("v1:4", real=True)
+share = [x_j / sum(x) for x_j in x]
+loss = symbolic_loss(x, 2)
+quadratic = sum(
+    v_i * v_j * by_score(by_score(loss, x_i), x_j)
+    for x_i, v_i in zip(x, v, strict=True)
+    for x_j, v_j in zip(x, v, strict=True)
+)
+mean = sum(p * v_j for p, v_j in zip(share, v, strict=True))
+variance = sum(p * (v_j - mean) ** 2 for p, v_j in zip(share, v, strict=True))
+all_zero("supcon-curvature", [quadratic - variance])
+directions = [rng.standard_normal(len(s)) for s, _ in CASES]
+variances = [
+    softmax(s) @ (v - softmax(s) @ v) ** 2 for (s, _), v in zip(CASES, directions, strict=True)
+]
+turned = [v @ hessian(*r) @ v for r, v in zip(CASES, directions, strict=True)]
+checks.equal("supcon-curvature", "autograd", turned, variances, ROUND)
+WIDE = 1e-3  # a second difference divides round-off by the step squared
+bent = [
+    (naive(s + WIDE * v, t) - 2 * naive(s, t) + naive(s - WIDE * v, t)) / WIDE**2
+    for (s, t), v in zip(CASES, directions, strict=True)
+]
+checks.equal("supcon-curvature", "naive", bent, variances, 1e-4)  # error of order WIDE squared
+checks.at_least("supcon-curvature", "search", eigenvalues, 0.0, ROUND, case="convex")
+checks.at_least("supcon-curvature", "search", 0.5, eigenvalues, ROUND, case="one half")
+# Two labels of equal score share the mass: there the bound is reached.
+largest = np.linalg.eigvalsh(hessian(*row([0, 0], [1, 0])))[-1]
+checks.equal("supcon-curvature", "exact", largest, 0.5, ROUND)
+checks.rejects(
+    "supcon-hessian",
+    "diagonal only",
+    gather(lambda s, t: np.diag(softmax(s))),
+    gather(hessian),
+    ROUND,
+)
+
+# %% [markdown]
+# ## How small the loss can be
+#
+# **Proposition.** The loss is a distance from the uniform distribution on the true labels, on top of a constant:
+#
+# ```{math}
+# :label: eq-supcon-kl
+# \mathcal{L}_b = \log |P| + \operatorname{KL}(u_P \,\Vert\, p),
+# \qquad
+# \operatorname{KL}(u_P \,\Vert\, p) = \sum_{j \in P} \frac{1}{|P|} \log \frac{1/|P|}{p_j} .
+# ```
+#
+# *Proof.* Write the divergence out: its first part is $-\log |P|$, its second is $\mathcal{L}_b$. $\square$
+#
+# Hence
+#
+# ```{math}
+# :label: eq-supcon-floor
+# \mathcal{L}_b \ge \log |P|, \qquad \inf_s \mathcal{L}_b = \log |P| .
+# ```
+#
+# Equality needs $p = u_P$, which is also where {eq}`eq-supcon-gradient` vanishes: equal mass on every true label and none elsewhere.
+# With finite scores that happens only if every candidate is true.
+# Otherwise the infimum is approached and never reached: with all true labels at a height $a$ above all false ones,
+# $\mathcal{L}_b - \log |P| = \log(1 + (K/|P| - 1)\, e^{-a})$.
+#
+# For one true label the floor is zero.
+# For several it is not, however good the model is.
+
+# %%
+all_zero(
+    "supcon-kl",
+    [
+        symbolic_loss(x, n) - sympy.log(n) - sum(ln(1 / (n * x_j / sum(x))) for x_j in x[:n]) / n
+        for x, n in symbolic_rows()
+    ],
+)
+
+
+def divergence(s, true):
+    u, p = uniform(true), softmax(s)
+    return sum(u[j] * math.log(u[j] / p[j]) for j in range(len(s)) if true[j])
+
+
+def divergence_gradient(s, true):
+    leaf, u = torch.tensor(s, requires_grad=True), torch.tensor(uniform(true))
+    right = F.kl_div(leaf.log_softmax(0), u, reduction="sum")
+    return torch.autograd.grad(right, leaf)[0].numpy()
+
+
+floor_of = gather(lambda s, t: math.log(t.sum()))
+checks.equal("supcon-kl", "autograd", gather(gradient), gather(divergence_gradient), ROUND)
+checks.equal("supcon-kl", "naive", gather(value), floor_of + gather(divergence), ROUND)
+
+lifted = [
+    row([a] * n + [0.0] * (9 - n), [1] * n + [0] * (9 - n)) for a in (1, 5, 20) for n in (1, 3, 8)
+]
+checks.at_least(
+    "supcon-floor",
+    "search",
+    gather(value, CASES + lifted),
+    gather(lambda s, t: math.log(t.sum()), CASES + lifted),
+    ROUND,
+)
+checks.equal(
+    "supcon-floor",
+    "naive",
+    gather(value, lifted),
+    gather(lambda s, t: math.log(t.sum() + (~t).sum() * math.exp(-s.max())), lifted),
+    ROUND,
+)
+height, n_true, n_all = sympy.symbols("a n K", positive=True)
+excess = sympy.log(1 + (n_all / n_true - 1) * sympy.exp(-height))
+checks.zero("supcon-floor", sympy.limit(excess, height, sympy.oo))
+highest = lifted[-3:]  # true labels twenty above the rest
+checks.rejects(
+    "supcon-floor",
+    "zero for every number of true labels",
+    np.zeros(3),
+    gather(value, highest),
+    ROUND,
+)
+
+# %% [markdown]
+# ### With a cosine head
+#
+# The cosine head keeps every score in $[-\tau, \tau]$ (math §7.1.1).
+#
+# **Proposition.** For scores in $[-\tau, \tau]$,
+#
+# ```{math}
+# :label: eq-supcon-bound
+# \mathcal{L}_b \;\ge\; \log\left( |P| + (K - |P|)\, e^{-2\tau} \right),
+# ```
+#
+# with equality, where there is a false label, exactly when every true label scores $\tau$ and every false one $-\tau$.
+#
+# *Proof.* By Jensen's inequality $\sum_{j \in P} e^{s_j} \ge |P|\, e^{\bar s_P}$.
+# Each false label adds at least $e^{-\tau}$.
+# Put both into {eq}`eq-supcon-split`: $\mathcal{L}_b \ge \log( |P| + (K - |P|)\, e^{-\tau - \bar s_P} )$.
+# The right side falls with $\bar s_P$, which is at most $\tau$.
+# Equality in all three steps means equal true scores, false scores $-\tau$, and $\bar s_P = \tau$. $\square$
+#
+# The corner can be reached by the model's head: take one direction, point the true labels along it and the false ones against it.
+# The repulsion of labels then pays for it, because the true labels coincide.
+#
+# Solving for $\tau$ says how large the scale must be before the bound is within $\varepsilon$ of $\log |P|$, for $|P| < K$:
+#
+# ```{math}
+# :label: eq-supcon-needed-scale
+# \tau \;\ge\; \frac12 \log \frac{K / |P| - 1}{e^{\varepsilon} - 1} .
+# ```
+
+# %% [markdown]
+# The bound is tested where it could fail.
+# A box-constrained optimiser (L-BFGS-B) minimises the package's loss over the scores, started at random.
+# A second optimiser (Adam) moves free text and label vectors through the package's cosine head.
+
+
+# %%
+def bound(n, k, tau):
+    return math.log(n + (k - n) * math.exp(-2 * tau))
+
+
+def lowest(n, k, tau, loss=supcon_loss, **options):
+    """Smallest loss with scores in [-tau, tau], and the scores."""
+    true = np.arange(k) < n
+    done = minimize(
+        lambda s: (value(s, true, loss, **options), gradient(s, true, loss, **options)),
+        rng.uniform(-tau, tau, k),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-tau, tau)] * k,
+        options={"ftol": 1e-15, "gtol": 1e-12},
+    )
+    return done.fun, done.x
+
+
+START = GliZNetConfig().tau
+SCALES = (0.5, 2.0, START)
+GRID = [(n, k, tau) for k in (2, 5, 20) for n in (1, 2, 5, 9) if n <= k for tau in SCALES]
+reached = [lowest(n, k, tau)[0] for n, k, tau in GRID]
+bounds = [bound(*case) for case in GRID]
+# The optimiser stops within about 1e-9 of the corner.
+checks.equal("supcon-bound", "search", reached, bounds, 1e-7, case="minimum")
+tight = []
+for n, k, tau in GRID:
+    head = SimilarityHead(GliZNetConfig.math(projected_dim=3, projection_init="default"))
+    side = np.where(np.arange(k) < n, 1.0, -1.0)
+    direction = rng.standard_normal(3)
+    text, label = np.tile(direction, (k, 1)), side[:, None] * 2.0 * direction
+    scores = head(
+        torch.tensor(text)[None], torch.tensor(label)[None], torch.tensor(tau, dtype=torch.float64)
+    )
+    tight.append(value(scores[0].numpy(), side > 0))
+checks.equal("supcon-bound", "exact", tight, bounds, ROUND)
+boxed = [(tau * rng.uniform(-1, 1, k), np.arange(k) < n) for n, k, tau in GRID for _ in range(3)]
+limits = np.repeat(bounds, 3)
+checks.at_least("supcon-bound", "search", gather(value, boxed), limits, ROUND, case="random scores")
+checks.rejects(
+    "supcon-bound",
+    "half the range",
+    [math.log(n + (k - n) * math.exp(-tau)) for n, k, tau in GRID],
+    reached,
+    1e-7,
+)
+needed = [
+    (n, k, eps, 0.5 * math.log((k / n - 1) / math.expm1(eps)))
+    for n, k in ((1, 20), (2, 20), (5, 13))
+    for eps in (0.1, 0.01)
+]
+checks.equal(
+    "supcon-needed-scale",
+    "search",
+    [lowest(n, k, tau)[0] - math.log(n) for n, k, _, tau in needed],
+    [eps for _, _, eps, _ in needed],
+    1e-7,
+)
+
+# %% tags=["hide-input"]
+SHOWN = {5: [1, 2, 3, 4, 5], 20: [1, 2, 3, 5, 7, 9, 12]}
+
+
+def descend(counts, k, tau):
+    """Losses that Adam reaches on text and label vectors through the cosine head, one per count."""
+    generator = torch.Generator().manual_seed(seed)
+    text, label = (
+        torch.randn(len(counts), k, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for _ in range(2)
+    )
+    head = SimilarityHead(GliZNetConfig.math(projected_dim=4, projection_init="default"))
+    true = torch.arange(k)[None] < torch.tensor(counts)[:, None]
+    mask, scale = torch.ones_like(true), torch.tensor(tau, dtype=torch.float64)
+    optimiser = torch.optim.Adam([text, label], lr=0.1)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        supcon_loss(head(text, label, scale), true.double(), mask).backward()
+        optimiser.step()
+    with torch.no_grad():
+        scores = head(text, label, scale).numpy()
+    return [value(s, t) for s, t in zip(scores, true.numpy(), strict=True)]
+
+
+descended = {(k, tau): descend(SHOWN[k], k, tau) for k in SHOWN for tau in SCALES}
+gaps = np.array(
+    [
+        (loss, bound(n, k, tau))
+        for (k, tau), losses in descended.items()
+        for n, loss in zip(SHOWN[k], losses, strict=True)
+    ]
+)
+checks.at_least("supcon-bound", "search", gaps[:, 0], gaps[:, 1], ROUND, case="through the head")
+# A few hundred steps of Adam come close, not all the way.
+checks.equal("supcon-bound", "search", gaps[:, 0], gaps[:, 1], 0.02, case="Adam comes close")
+report.metric("floor/largest_gap", float(np.max(gaps[:, 0] - gaps[:, 1])), unit="nats", n=len(gaps))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Smallest loss over the number of true labels. Lines: the bound for three scales, solid for twenty candidates, dashed for five. Crosses: what gradient descent on vectors reaches through the cosine head. Dotted: the logarithm of the number of true labels. A cross below its line would refute the bound, a cross far above would make it idle.", "name": "fig-supcon-floor"}, "image": {"alt": "Rising curves with a cross on each point; the curves for the largest scale lie on the dotted logarithm, those for the smallest scale well above."}}
+figure, axis = plt.subplots(figsize=(5.5, 4))
+names = {0.5: "τ = 0.5", 2.0: "τ = 2", START: "τ = e², the start"}
+for (tau, name), colour in zip(names.items(), ("card", "accent", "math"), strict=True):
+    for k, style in ((20, "-"), (5, "--")):
+        axis.plot(
+            SHOWN[k],
+            [bound(n, k, tau) for n in SHOWN[k]],
+            style,
+            color=COLOURS[colour],
+            label=name if k == 20 else None,
+        )
+        axis.plot(SHOWN[k], descended[k, tau], "x", color="black", markersize=5)
+axis.plot(range(1, 13), np.log(range(1, 13)), ":", color="black", label="log of true labels")
+axis.set(xlabel="true labels", ylabel="smallest loss", ylim=(-0.1, None))
+axis.legend(frameon=False)
+show(figure)
+
+# %% [markdown]
+# At the initial scale $\tau = e^2$ the head costs nothing: the bound lies on $\log |P|$ to the width of a line.
+# With a bare cosine it would cost a lot.
+# The table gives the scale from which on the bound is within $\varepsilon$ of $\log |P|$ ({eq}`eq-supcon-needed-scale`).
+
+# %% tags=["hide-input"]
+pd.DataFrame(
+    [(k, n, eps, round(tau, 2)) for n, k, eps, tau in needed],
+    columns=["candidates", "true", "ε", "smallest τ"],
+).set_index("candidates")
+
+# %% [markdown]
+# ## The scale τ
+#
+# With the cosine head $s_j = \tau c_j$, where $c_j$ is the cosine of label $j$.
+# Let $\bar c_P$ be the mean cosine of the true labels and $\mathbb{E}_p[c] = \sum_j p_j c_j$ the mean cosine under the softmax.
+#
+# **Proposition.**
+#
+# ```{math}
+# :label: eq-supcon-tau
+# \frac{\partial \mathcal{L}_b}{\partial \tau} = \mathbb{E}_p[c] - \bar c_P,
+# \qquad
+# \frac{\partial \mathcal{L}_b}{\partial \log \tau} = \tau \left( \mathbb{E}_p[c] - \bar c_P \right),
+# ```
+#
+# ```{math}
+# :label: eq-supcon-tau-curvature
+# \frac{\partial^2 \mathcal{L}_b}{\partial \tau^2} = \operatorname{Var}_p(c) \ge 0 .
+# ```
+#
+# *Proof.* Chain rule in {eq}`eq-supcon-gradient`: $\sum_j (p_j - \mathbb{1}[j \in P]/|P|)\, c_j$.
+# The second derivative is $c^\top H c$ with {eq}`eq-supcon-curvature`.
+# The model stores $\log \tau$, which gives the factor $\tau$. $\square$
+#
+# The sign is easy to read.
+# Descent raises $\tau$ exactly while the true labels have a higher cosine than the softmax expects.
+# The loss is convex in $\tau$, so two slopes decide everything:
+#
+# ```{math}
+# :label: eq-supcon-tau-ends
+# \lim_{\tau \to 0} \frac{\partial \mathcal{L}_b}{\partial \tau} = \bar c - \bar c_P,
+# \qquad
+# \lim_{\tau \to \infty} \frac{\partial \mathcal{L}_b}{\partial \tau} = \max_j c_j - \bar c_P \ge 0,
+# ```
+#
+# with $\bar c$ the mean cosine of all candidates.
+# *Proof.* At zero the softmax is uniform; at infinity all its mass is on the largest cosine. $\square$
+#
+# If the true labels share the largest cosine and some false label has a lower one, the slope stays negative and $\tau$ grows without limit.
+# With one true label that only means that it comes first.
+# If the true labels are above average but below the largest cosine, the slope changes sign once and there is one best finite $\tau$.
+# With several true labels that is the rule, because their cosines differ.
+# If they are below average, the slope is positive throughout and $\tau$ shrinks towards zero.
+#
+# Math §12.2 says that a higher $\tau$ gives sharper distributions.
+# For the softmax of SupCon that is a theorem.
+# Its entropy $H_p = -\sum_j p_j \log p_j$ falls and its largest probability rises:
+#
+# ```{math}
+# :label: eq-supcon-entropy
+# \frac{\partial H_p}{\partial \tau} = -\tau \operatorname{Var}_p(c) \le 0,
+# ```
+#
+# ```{math}
+# :label: eq-supcon-confidence
+# \frac{\partial \log p_j}{\partial \tau} = c_j - \mathbb{E}_p[c] .
+# ```
+#
+# *Proof.* $\log p_j = \tau c_j - \log \sum_k e^{\tau c_k}$, and the derivative of the second term is $\mathbb{E}_p[c]$.
+# The entropy is $\log \sum_k e^{\tau c_k} - \tau\, \mathbb{E}_p[c]$ with the derivative $-\tau\, \partial \mathbb{E}_p[c] / \partial \tau$.
+# For the label of largest cosine the right side of {eq}`eq-supcon-confidence` is not negative. $\square$
+#
+# The probabilities that the model reports for single labels are another matter.
+# They are those of the rescaled score $\mathrm{sim} / \tau \cdot \tau_{\text{BCE}}$, from which $\tau$ cancels.
+
+# %%
+tau_symbol = sympy.Symbol("tau", positive=True)
+
+
+def symbolic_scale(k):
+    c = sympy.symbols(f"c1:{k + 1}", real=True)
+    weights = [sympy.exp(tau_symbol * c_j) for c_j in c]
+    p = [w / sum(weights) for w in weights]
+    mean = sum(q * c_j for q, c_j in zip(p, c, strict=True))
+    variance = sum(q * c_j**2 for q, c_j in zip(p, c, strict=True)) - mean**2
+    return c, sympy.log(sum(weights)), mean, variance
+
+
+slope, bend, order, rise = [], [], [], []
+for k in (2, 3):
+    c, partition, mean, variance = symbolic_scale(k)
+    for n in range(1, k + 1):
+        loss = partition - tau_symbol * sum(c[:n]) / n
+        derivative = sympy.diff(loss, tau_symbol)
+        slope += [derivative - mean + sum(c[:n]) / n]
+        bend += [sympy.diff(derivative, tau_symbol) - variance]
+    entropy = partition - tau_symbol * mean
+    order += [sympy.diff(entropy, tau_symbol) + tau_symbol * variance]
+    rise += [sympy.diff(tau_symbol * c_j - partition, tau_symbol) - c_j + mean for c_j in c]
+# E = exp(tau) for cosines 1, 0 and -1: rational, so that the limits are exact.
+E = sympy.Symbol("E", positive=True)
+expected = (E - 1 / E) / (E + 1 + 1 / E)
+all_zero("supcon-tau", slope)
+all_zero("supcon-tau-curvature", bend)
+all_zero("supcon-entropy", order)
+all_zero("supcon-confidence", rise)
+all_zero("supcon-tau-ends", [expected.subs(E, 1), sympy.limit(expected, E, sympy.oo) - 1])
+
+
+def vectors(k, d=5):
+    return (torch.tensor(rng.standard_normal((1, k, d))) for _ in range(2))
+
+
+head = SimilarityHead(GliZNetConfig.math(projected_dim=5, projection_init="default"))
+by_kind = {
+    name: ([], [])
+    for name in ("slope", "log slope", "bend", "entropy", "log p", "slope, loop", "bend, loop")
+}
+loops = {"entropy": ([], []), "log p": ([], [])}
+for _ in range(cases):
+    k = int(rng.integers(2, 9))
+    n = int(rng.integers(1, k + 1))
+    text, label = vectors(k)
+    true = torch.arange(k)[None] < n
+    mask = torch.ones_like(true)
+    scale = torch.tensor(float(rng.uniform(0.2, 9)), dtype=torch.float64, requires_grad=True)
+    log_scale = scale.detach().log().requires_grad_()
+    tau = scale.item()
+    # The formulas, from cosines that the package's head does not compute.
+    c = np.array(
+        [
+            a @ b / math.hypot(*a) / math.hypot(*b)
+            for a, b in zip(text[0].numpy(), label[0].numpy(), strict=True)
+        ]
+    )
+    p = softmax(tau * c)
+    mean, variance = p @ c, p @ (c - p @ c) ** 2
+    lead = mean - c[:n].mean()
+    loss = supcon_loss(head(text, label, scale), true.double(), mask)
+    (first,) = torch.autograd.grad(loss, scale, create_graph=True)
+    by_kind["slope"][0].append(first.item())
+    by_kind["bend"][0].append(torch.autograd.grad(first, scale)[0].item())
+    loss = supcon_loss(head(text, label, log_scale.exp()), true.double(), mask)
+    by_kind["log slope"][0].append(torch.autograd.grad(loss, log_scale)[0].item())
+    log_p = head(text, label, scale)[0].log_softmax(0)
+    disorder = -(log_p.exp() * log_p).sum()
+    by_kind["entropy"][0].append(torch.autograd.grad(disorder, scale, retain_graph=True)[0].item())
+    by_kind["log p"][0].append(torch.autograd.grad(log_p.max(), scale)[0].item())
+
+    def at(x, c=c, n=n):
+        return naive(x * c, np.arange(len(c)) < n)
+
+    def disorder_at(x, c=c):
+        return -sum(q * math.log(q) for q in softmax(x * c))
+
+    def log_p_at(x, c=c):
+        return x * max(c) - math.log(sum(math.exp(x * c_j) for c_j in c))
+
+    by_kind["slope, loop"][0].append((at(tau + STEP) - at(tau - STEP)) / (2 * STEP))
+    by_kind["bend, loop"][0].append((at(tau + WIDE) - 2 * at(tau) + at(tau - WIDE)) / WIDE**2)
+    for name, function, right in (
+        ("entropy", disorder_at, -tau * variance),
+        ("log p", log_p_at, c.max() - mean),
+    ):
+        loops[name][0].append((function(tau + STEP) - function(tau - STEP)) / (2 * STEP))
+        loops[name][1].append(right)
+        by_kind[name][1].append(right)
+    for name in ("slope", "slope, loop"):
+        by_kind[name][1].append(lead)
+    by_kind["log slope"][1].append(tau * lead)
+    for name in ("bend", "bend, loop"):
+        by_kind[name][1].append(variance)
+checks.equal("supcon-tau", "autograd", *by_kind["slope"], ROUND)
+checks.equal("supcon-tau", "autograd", *by_kind["log slope"], ROUND, case="log τ")
+checks.equal("supcon-tau", "naive", *by_kind["slope, loop"], DIFFERENCE)
+checks.equal("supcon-tau-curvature", "autograd", *by_kind["bend"], ROUND)
+checks.equal("supcon-tau-curvature", "naive", *by_kind["bend, loop"], 1e-6)
+checks.equal("supcon-entropy", "autograd", *by_kind["entropy"], ROUND)
+checks.equal("supcon-entropy", "naive", *loops["entropy"], DIFFERENCE)
+checks.equal("supcon-confidence", "autograd", *by_kind["log p"], ROUND)
+checks.equal("supcon-confidence", "naive", *loops["log p"], DIFFERENCE)
+checks.at_least("supcon-entropy", "search", 0.0, by_kind["entropy"][0], ROUND, case="sign")
+checks.at_least("supcon-confidence", "search", by_kind["log p"][0], 0.0, ROUND, case="sign")
+checks.rejects("supcon-tau", "sign", [-x for x in by_kind["slope"][1]], by_kind["slope"][0], ROUND)
+
+
+def slope_at(tau, c, true):
+    scale = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor(true)[None].double()
+    loss = supcon_loss(scale * torch.tensor(c)[None], target, torch.ones_like(target).bool())
+    return torch.autograd.grad(loss, scale)[0].item()
+
+
+ends = [(rng.uniform(-1, 1, 6), np.arange(6) < n) for n in (1, 2, 3, 6)]
+checks.equal(
+    "supcon-tau-ends",
+    "autograd",
+    [slope_at(tau, c, t) for c, t in ends for tau in (1e-9, 1e5)],
+    [m - c[t].mean() for c, t in ends for m in (c.mean(), c.max())],
+    1e-8,  # τ is near its ends, not there
+)
+middle = [(slope_at(float(rng.uniform(0.1, 20)), c, t), c, t) for c, t in ends for _ in range(5)]
+checks.at_least(
+    "supcon-tau-ends",
+    "search",
+    [c.max() - c[t].mean() for _, c, t in middle],
+    [slope for slope, _, _ in middle],
+    ROUND,
+    case="below the upper end",
+)
+checks.at_least(
+    "supcon-tau-ends",
+    "search",
+    [slope for slope, _, _ in middle],
+    [c.mean() - c[t].mean() for _, c, t in middle],
+    ROUND,
+    case="above the lower end",
+)
+finite = (np.array([0.9, 0.6, 0.1, -0.4]), np.array([True, True, False, False]))
+best = minimize(lambda x: naive(x[0] * finite[0], finite[1]), [3.0], bounds=[(1e-6, 100)]).x[0]
+checks.equal("supcon-tau", "search", slope_at(best, *finite), 0.0, 1e-5, case="finite best τ")
+report.metric("tau/finite_best", float(best), unit="best τ for cosines 0.9 and 0.6 true")
+checks.equal("supcon-tau", "exact", START, math.e**2, 1e-12, case="initial scale")
+blind = [
+    bce_loss(
+        torch.tensor(tau * finite[0])[None],
+        torch.tensor(finite[1])[None].double(),
+        torch.ones(1, 4, dtype=torch.bool),
+        tau,
+        START,
+    ).item()
+    for tau in (0.5, START, 40.0)
+]
+checks.equal("supcon-confidence", "exact", blind, [blind[0]] * 3, ROUND, case="BCE without τ")
+
+# %% [markdown]
+# ## Are the probabilities calibrated?
+#
+# Math §8.1.2 says that the softmax naturally gives calibrated distributions.
+# To judge that, let the set of true labels $P$ of a text be random, never empty, and let
+#
+# $$q_j = \Pr(j \in P), \qquad t_j = \mathbb{E}\left[\frac{\mathbb{1}[j \in P]}{|P|}\right].$$
+#
+# A calibrated probability of label $j$ is $q_j$.
+#
+# **Proposition.** The expected loss has its only minimum over distributions $p$ at $p = t$:
+#
+# ```{math}
+# :label: eq-supcon-proper
+# \mathbb{E}[\mathcal{L}_b] = -\sum_j t_j \log p_j = H_t + \operatorname{KL}(t \,\Vert\, p) .
+# ```
+#
+# *Proof.* $\mathcal{L}_b$ is linear in the weights $\mathbb{1}[j \in P]/|P|$; take the expectation.
+# The divergence is zero only at $p = t$. $\square$
+#
+# With exactly one true label $t = q$, and SupCon is the logarithmic score, which is strictly proper.
+# Then the best softmax is calibrated, for unlimited data and scores that are free to take their best values.
+#
+# With several true labels $t \ne q$: the entries of $t$ sum to one, those of $q$ to the expected number of true labels.
+# A text whose two labels are certain, $q = (1, 1, 0)$, gets $t = (\tfrac12, \tfrac12, 0)$.
+# For a set that is always true the error is $1 - 1/|P|$ on each of its labels.
+#
+# The probabilities that math §10.1 reports, $\sigma(\mathrm{sim})$, are not determined by SupCon at all.
+# The loss does not change when all scores of a text move together, so $\sigma$ can be anything.
+
+# %%
+residuals = []
+for k in (2, 3):
+    x = sympy.symbols(f"x1:{k + 1}", positive=True)
+    sets = [p for n in range(1, k + 1) for p in itertools.combinations(range(k), n)]
+    weights = sympy.symbols(f"w1:{len(sets) + 1}", positive=True)
+    log_p = [ln(x_j / sum(x)) for x_j in x]
+    left = sum(w * -sum(log_p[j] for j in p) / len(p) for w, p in zip(weights, sets, strict=True))
+    t = [sum(w / len(p) for w, p in zip(weights, sets, strict=True) if j in p) for j in range(k)]
+    residuals.append(left + sum(t_j * log_j for t_j, log_j in zip(t, log_p, strict=True)))
+    total = sum(weights)  # the weights need not sum to one: the identity is linear in them
+    residuals += [by_score(left, x[j]) - (total * x[j] / sum(x) - t[j]) for j in range(k)]
+all_zero("supcon-proper", residuals)
+
+
+def outcomes(k, rows):
+    """Label sets of `rows` equally likely outcomes, none empty."""
+    sets = rng.random((rows, k)) < rng.uniform(0.1, 0.9, k)
+    sets[np.arange(rows), rng.integers(0, k, rows)] = True
+    return sets
+
+
+def expected_loss(s, sets, loss=supcon_loss, **options):
+    """The package's loss of the same scores under every outcome, with its gradient."""
+    leaf = torch.tensor(s, requires_grad=True)
+    target = torch.tensor(sets).double()
+    result = loss(leaf.expand_as(target), target, torch.ones_like(target).bool(), **options)
+    return result.item(), torch.autograd.grad(result, leaf)[0].numpy()
+
+
+found, formula_gradient, looped, proper = [], [], [], []
+for _ in range(cases):
+    sets, s = outcomes(5, 12), 2 * rng.standard_normal(5)
+    t = (sets / sets.sum(axis=1, keepdims=True)).mean(axis=0)
+    p = softmax(s)
+    found.append(expected_loss(s, sets)[1])
+    formula_gradient.append(p - t)
+    looped.append(sum(naive(s, one) for one in sets) / len(sets))
+    positive = t > 0
+    proper.append(
+        -(t[positive] * np.log(t[positive])).sum()
+        + (t[positive] * np.log(t[positive] / p[positive])).sum()
+    )
+checks.equal("supcon-proper", "autograd", np.array(found), np.array(formula_gradient), ROUND)
+checks.equal("supcon-proper", "naive", looped, proper, ROUND)
+# The optimum by a solver that knows nothing of t; its gradient stops near 1e-7.
+sets = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 0, 1]], dtype=bool)
+t, q = (sets / sets.sum(axis=1, keepdims=True)).mean(axis=0), sets.mean(axis=0)
+solved_sets = minimize(expected_loss, np.zeros(3), args=(sets,), jac=True, tol=1e-10).x
+checks.equal("supcon-proper", "search", softmax(solved_sets), t, 1e-6, case="solver")
+checks.rejects("supcon-proper", "calibrated for several labels", q, softmax(solved_sets), 1e-6)
+single = np.eye(3, dtype=bool)[[0] * 6 + [1] * 3 + [2]]
+solved_single = minimize(expected_loss, np.zeros(3), args=(single,), jac=True, tol=1e-10).x
+checks.equal(
+    "supcon-proper",
+    "search",
+    softmax(solved_single),
+    single.mean(axis=0),
+    1e-6,
+    case="one true label",
+)
+shifted = [value(s + c, t_) for s, t_ in CASES for c in (-30.0, 30.0)]
+checks.equal(
+    "supcon-proper",
+    "search",
+    shifted,
+    np.repeat(gather(value), 2),
+    1e-11,
+    case="shift of all scores",
+)
+pd.DataFrame(
+    {
+        "frequency q": q,
+        "target t": t.round(3),
+        "softmax at the optimum": softmax(solved_sets).round(3),
+    },
+    index=pd.Index(["label 1", "label 2", "label 3"], name="five outcomes"),
+)
+
+# %% [markdown]
+# ### Imbalance
+#
+# Math §8.1.3 credits SupCon with robustness to label imbalance.
+# One kind of robustness is real: {eq}`eq-supcon-balance`.
+# The true labels of a text are pushed as hard as its false ones together, whatever their numbers.
+#
+# Imbalance between labels, over texts, is not touched.
+# By {eq}`eq-supcon-proper` the best scores follow the frequencies.
+# If nothing in a text tells two labels apart and one is true nine times as often, the best gap between their scores is $\log 9$.
+# That is what a proper score must do, and it is the opposite of robustness to rare labels.
+#
+# ### The weight of SupCon
+#
+# Math §12.1 says that a lower $\lambda_{\text{SupCon}}$ risks poor calibration.
+# Let $F$ be the expected BCE and $G$ the expected SupCon loss, and let $s_\lambda$ minimise $\lambda G + F$.
+#
+# ```{math}
+# :label: eq-supcon-tradeoff
+# \lambda < \lambda' \quad\Longrightarrow\quad
+# F(s_\lambda) \le F(s_{\lambda'}), \qquad G(s_\lambda) \ge G(s_{\lambda'}) .
+# ```
+#
+# *Proof.* $s_\lambda$ is best for $\lambda$ and $s_{\lambda'}$ for $\lambda'$: $\lambda G + F \le \lambda G' + F'$ and $\lambda' G' + F' \le \lambda' G + F$.
+# Their sum is $(\lambda' - \lambda)(G' - G) \le 0$.
+# So $G' \le G$, and the first inequality gives $F - F' \le \lambda (G' - G) \le 0$. $\square$
+#
+# BCE is a proper score of each label on its own.
+# Its excess over the minimum is the mean divergence of the per-label probabilities $\sigma$ from $q$.
+# So a *lower* weight of SupCon never makes the best per-label probabilities worse, and at weight zero they are exact if the scores are free to take their best values.
+# What gets worse is the softmax.
+# The statement holds for the softmax of texts with one true label and is turned round for the probabilities that BCE trains.
+#
+# The table shows it for one text with one true label of three, true with frequencies six, three and one in ten.
+# The scale between both scores is free, as in the model: $\tau_{\text{BCE}} / \tau$ is optimised as well.
+
+# %%
+gap = minimize(
+    expected_loss, np.zeros(2), args=(np.eye(2, dtype=bool)[[0] * 9 + [1]],), jac=True, tol=1e-10
+).x
+gap = gap[0] - gap[1]
+checks.equal("supcon-proper", "search", gap, math.log(9), 1e-5, case="nine to one")
+
+
+def best_scores(weight, sets, free_scale=False):
+    """Minimiser of weight · SupCon + BCE over the scores, and over the scale of BCE if it is free."""
+    target = torch.tensor(sets).double()
+    mask = torch.ones_like(target).bool()
+
+    def objective(x):
+        leaf = torch.tensor(x, requires_grad=True)
+        scores = leaf[:-1].expand_as(target)
+        ratio = leaf[-1].exp() if free_scale else 1.0
+        result = weight * supcon_loss(scores, target, mask) + bce_loss(
+            scores, target, mask, 1.0, ratio
+        )
+        (slope,) = torch.autograd.grad(result, leaf)
+        return result.item(), slope.numpy() * np.append(np.ones(len(x) - 1), float(free_scale))
+
+    x = minimize(
+        objective, np.zeros(sets.shape[1] + 1), jac=True, method="BFGS", options={"gtol": 1e-8}
+    ).x
+    return x[:-1], math.exp(x[-1]) if free_scale else 1.0
+
+
+WEIGHTS = (0.0, 0.1, 1.0, 10.0)
+growth, fall = [], []
+for _ in range(max(3, cases // 5)):
+    sets = outcomes(4, 12)
+    sets[0], sets[1] = True, np.arange(4) == 0  # every label both true and false somewhere
+    sets[2] = np.arange(4) == 1
+    solutions = [best_scores(weight, sets)[0] for weight in WEIGHTS]
+    bce = [expected_loss(s, sets, bce_loss)[0] for s in solutions]
+    supcon = [expected_loss(s, sets)[0] for s in solutions]
+    growth += list(np.diff(bce))
+    fall += list(-np.diff(supcon))
+checks.at_least("supcon-tradeoff", "search", growth, 0.0, 1e-7, case="BCE")
+checks.at_least("supcon-tradeoff", "search", fall, 0.0, 1e-7, case="SupCon")
+
+truth = single.mean(axis=0)
+rows = []
+for weight in WEIGHTS:
+    s, ratio = best_scores(weight, single, free_scale=weight > 0)
+    reported = 1 / (1 + np.exp(-ratio * s))
+    rows.append((weight, abs(reported - truth).max(), abs(softmax(s) - truth).max()))
+weights_table = pd.DataFrame(
+    rows, columns=["weight of SupCon", "worst error of σ", "worst error of the softmax"]
+).set_index("weight of SupCon")
+sigma_error, softmax_error = (weights_table[name] for name in weights_table)
+checks.equal("supcon-tradeoff", "exact", sigma_error[0.0], 0.0, 1e-6, case="weight zero")
+weights_table.round(4)
+
+# %% [markdown]
+# ## InfoNCE
+#
+# With one true label $j$ SupCon is InfoNCE, as math §8.1.3 says:
+#
+# ```{math}
+# :label: eq-supcon-infonce
+# P = \{j\}: \qquad
+# \mathcal{L}_b = -\log \frac{e^{s_j}}{e^{s_j} + \sum_{k \ne j} e^{s_k}}
+# = \log\left( 1 + \sum_{k \ne j} e^{s_k - s_j} \right) .
+# ```
+#
+# With several it is the mean of one InfoNCE term per true label,
+#
+# ```{math}
+# :label: eq-supcon-infonce-mean
+# \mathcal{L}_b = \frac{1}{|P|} \sum_{j \in P} \log\left( 1 + \sum_{k \ne j} e^{s_k - s_j} \right),
+# ```
+#
+# where the "negatives" of a true label are *all* other candidates, the other true labels included.
+# *Proof.* Divide numerator and denominator of $p_j$ by $e^{s_j}$. $\square$
+#
+# That is the reason for the floor $\log |P|$: the true labels of a text compete with each other.
+
+# %%
+all_zero(
+    "supcon-infonce",
+    [
+        symbolic_loss(x, 1) - ln(1 + sum(x_k / x[0] for x_k in x[1:]))
+        for x, n in symbolic_rows()
+        if n == 1
+    ],
+)
+all_zero(
+    "supcon-infonce-mean",
+    [
+        symbolic_loss(x, n)
+        - sum(ln(1 + sum(x[k] / x[j] for k in range(len(x)) if k != j)) for j in range(n)) / n
+        for x, n in symbolic_rows()
+    ],
+)
+
+
+def terms(s, true):
+    """One InfoNCE term per true label: all other candidates are negatives."""
+    return [
+        math.log(1 + sum(math.exp(s[k] - s[j]) for k in range(len(s)) if k != j))
+        for j in np.flatnonzero(true)
+    ]
+
+
+def terms_gradient(s, true):
+    leaf = torch.tensor(s, requires_grad=True)
+    targets = torch.tensor(np.flatnonzero(true))
+    right = F.cross_entropy(leaf.expand(len(targets), -1), targets)
+    return torch.autograd.grad(right, leaf)[0].numpy()
+
+
+ones = [(s, np.arange(len(s)) == rng.integers(len(s))) for s, _ in CASES]
+checks.equal(
+    "supcon-infonce", "autograd", gather(gradient, ones), gather(terms_gradient, ones), ROUND
+)
+checks.equal("supcon-infonce", "naive", gather(value, ones), gather(terms, ones), ROUND)
+checks.equal("supcon-infonce-mean", "autograd", gather(gradient), gather(terms_gradient), ROUND)
+checks.equal(
+    "supcon-infonce-mean",
+    "naive",
+    gather(value),
+    gather(lambda s, t: np.mean(terms(s, t))),
+    ROUND,
+)
+checks.rejects(
+    "supcon-infonce-mean",
+    "one term over the sum of the true labels",
+    gather(lambda s, t: -math.log(softmax(s)[t].sum())),
+    gather(value),
+    ROUND,
+)
+
+# %% [markdown]
+# ## One against the negatives
+#
+# The card prints no formula.
+# Its name fixes the denominator: one true label and the false ones.
+# The margin $m \ge 0$ lowers the score of the true label.
+# Let $\bar P$ be the false labels and $r = \log \sum_{k \in \bar P} e^{s_k}$ their smooth maximum.
+#
+# ```{math}
+# :label: eq-supcon-ovn
+# \mathcal{L}_b^{\text{ovn}}
+# = -\frac{1}{|P|} \sum_{j \in P} \log \frac{e^{s_j - m}}{e^{s_j - m} + \sum_{k \in \bar P} e^{s_k}}
+# = \frac{1}{|P|} \sum_{j \in P} \log\left( 1 + e^{\,m + r - s_j} \right) .
+# ```
+#
+# *Proof of the second form.* Divide by $e^{s_j - m}$. $\square$
+#
+# A margin is the same as $e^m$ copies of every false label: it multiplies each $e^{s_k}$ and nothing else.
+
+# %%
+print(inspect.getsource(one_vs_negatives_loss))
+
+# %% [markdown]
+# Let $\pi_j = \sigma(m + r - s_j)$ be the mass that label $j$ leaves to its rivals, and $\rho_k = e^{s_k - r}$ the share of rival $k$ among them.
+#
+# **Proposition.**
+#
+# ```{math}
+# :label: eq-supcon-ovn-gradient
+# \frac{\partial \mathcal{L}_b^{\text{ovn}}}{\partial s_j} = -\frac{\pi_j}{|P|} \;\; (j \in P),
+# \qquad
+# \frac{\partial \mathcal{L}_b^{\text{ovn}}}{\partial s_k} = \frac{\rho_k}{|P|} \sum_{j \in P} \pi_j \;\; (k \in \bar P) .
+# ```
+#
+# *Proof.* $\log(1 + e^a)$ has the derivative $\sigma(a)$, and $\partial r / \partial s_k = \rho_k$. $\square$
+#
+# Unlike SupCon, this loss never pushes a true label down.
+# It is convex in the scores too, because $m + r - s_j$ is convex and $\log(1 + e^a)$ is convex and rising.
+#
+# The code uses PyTorch's `softplus`, which replaces $\log(1 + e^a)$ by $a$ above twenty.
+# That leaves out at most $e^{-20}$, and the checks of this section allow for it.
+
+# %%
+M = sympy.Symbol("M", positive=True)  # exp(m)
+
+
+def symbolic_ovn(x, n, factor=M):
+    rivals = sum(x[n:])
+    return sum(ln(1 + factor * rivals / x_j) for x_j in x[:n]) / n
+
+
+quotients, slopes = [], []
+for x, n in symbolic_rows(with_false=True):
+    rivals = sum(x[n:])
+    left = [x_j / M / (x_j / M + rivals) for x_j in x[:n]]
+    quotients.append(-sum(ln(a) for a in left) / n - symbolic_ovn(x, n))
+    pi = [M * rivals / (x_j + M * rivals) for x_j in x[:n]]
+    for j, x_j in enumerate(x):
+        right = -pi[j] / n if j < n else x_j / rivals * sum(pi) / n
+        slopes.append(by_score(symbolic_ovn(x, n), x_j) - right)
+all_zero("supcon-ovn", quotients)
+all_zero("supcon-ovn-gradient", slopes)
+
+MARGINS = (0.0, 0.5, 2.0)
+
+
+def naive_ovn(s, true, margin):
+    """One-vs-negatives of one row, one loop per sum of the formula."""
+    total, count = 0.0, 0
+    for j in range(len(s)):
+        if true[j]:
+            denominator = math.exp(s[j] - margin)
+            for k in range(len(s)):
+                if not true[k]:
+                    denominator += math.exp(s[k])
+            total -= math.log(math.exp(s[j] - margin) / denominator)
+            count += 1
+    return total / count
+
+
+def ovn_formula(s, true, margin):
+    rivals = math.log(np.exp(s[~true]).sum())
+    pi = 1 / (1 + np.exp(s - margin - rivals))
+    return np.where(true, -pi, np.exp(s - rivals) * pi[true].sum()) / true.sum()
+
+
+def printed_form_gradient(s, true, margin):
+    leaf = torch.tensor(s, requires_grad=True)
+    own, rivals = (leaf[torch.tensor(true)] - margin).exp(), leaf[torch.tensor(~true)].exp().sum()
+    right = -(own / (own + rivals)).log().mean()
+    return torch.autograd.grad(right, leaf)[0].numpy()
+
+
+def over_margins(function, rows=None):
+    return np.concatenate(
+        [
+            gather(lambda s, t, m=m: function(s, t, m), MIXED if rows is None else rows)
+            for m in MARGINS
+        ]
+    )
+
+
+def ovn_value(s, true, margin):
+    return value(s, true, one_vs_negatives_loss, margin=margin)
+
+
+def ovn_gradient(s, true, margin):
+    return gradient(s, true, one_vs_negatives_loss, margin=margin)
+
+
+SOFTPLUS = 2.1e-9  # PyTorch's softplus is linear above 20 and so leaves out at most exp(-20)
+checks.equal(
+    "supcon-ovn",
+    "autograd",
+    over_margins(ovn_gradient),
+    over_margins(printed_form_gradient),
+    SOFTPLUS,
+)
+checks.equal("supcon-ovn", "naive", over_margins(ovn_value), over_margins(naive_ovn), SOFTPLUS)
+found, looped = [], []
+for m in MARGINS * 4:
+    given, rows = padded_batch()
+    found.append(one_vs_negatives_loss(*given, m).item())
+    looped.append(sum(naive_ovn(*r, m) for r in rows) / len(rows))
+checks.equal("supcon-ovn", "naive", found, looped, SOFTPLUS, case="padded batches")
+checks.equal(
+    "supcon-ovn-gradient",
+    "autograd",
+    over_margins(ovn_gradient),
+    over_margins(ovn_formula),
+    SOFTPLUS,
+)
+checks.equal(
+    "supcon-ovn-gradient",
+    "naive",
+    over_margins(lambda s, t, m: differences(lambda x: naive_ovn(x, t, m), s)),
+    over_margins(ovn_formula),
+    DIFFERENCE,
+)
+curvature = over_margins(
+    lambda s, t, m: np.linalg.eigvalsh(hessian(s, t, one_vs_negatives_loss, margin=m))
+)
+checks.at_least("supcon-ovn-gradient", "search", curvature, 0.0, ROUND, case="convex")
+checks.at_least(
+    "supcon-ovn-gradient",
+    "search",
+    0.0,
+    over_margins(lambda s, t, m: ovn_gradient(s, t, m)[t]),
+    ROUND,
+    case="true labels only rise",
+)
+checks.rejects(
+    "supcon-ovn",
+    "margin added",
+    over_margins(lambda s, t, m: naive_ovn(s, t, -m)),
+    over_margins(ovn_value),
+    SOFTPLUS,
+)
+checks.rejects(
+    "supcon-ovn-gradient",
+    "gradient of SupCon",
+    over_margins(lambda s, t, m: formula(s, t)),
+    over_margins(ovn_gradient),
+    SOFTPLUS,
+)
+
+# %% [markdown]
+# ### Beside SupCon
+#
+# ```{math}
+# :label: eq-supcon-ovn-order
+# \mathcal{L}_b^{\text{ovn}} \big|_{m = 0} \;\le\; \mathcal{L}_b,
+# \quad\text{with equality exactly when } |P| = 1 .
+# ```
+#
+# *Proof.* In {eq}`eq-supcon-infonce-mean` each term holds all other candidates; here it holds the false ones only.
+# With a second true label a positive summand is missing. $\square$
+#
+# For scores in $[-\tau, \tau]$
+#
+# ```{math}
+# :label: eq-supcon-ovn-bound
+# \mathcal{L}_b^{\text{ovn}} \;\ge\; \log\left( 1 + (K - |P|)\, e^{\,m - 2\tau} \right),
+# ```
+#
+# with equality at the same corner as SupCon.
+# *Proof.* Every term falls with $s_j$ and rises with every $s_k$, so the corner is best for all terms at once. $\square$
+#
+# With unbounded scores, as from the card's bilinear head, the bound goes to zero as $\tau \to \infty$.
+# The infimum is zero for *any* number of true labels and any margin.
+# That is the practical difference from SupCon, whose floor is $\log |P|$.
+
+# %%
+first, second = gather(lambda s, t: ovn_value(s, t, 0.0)), gather(value)
+checks.at_least("supcon-ovn-order", "search", second, first, ROUND)
+checks.equal(
+    "supcon-ovn-order",
+    "exact",
+    gather(lambda s, t: ovn_value(s, t, 0.0), ones),
+    gather(value, ones),
+    SOFTPLUS,
+    case="one true label",
+)
+is_single = gather(lambda s, t: t.sum() == 1)
+checks.at_least(
+    "supcon-ovn-order", "search", (second - first)[~is_single], 1e-9, case="strict for several"
+)
+OVN_GRID = [(n, k, tau, m) for n, k, tau in GRID if n < k for m in MARGINS]
+ovn_reached = [lowest(n, k, tau, one_vs_negatives_loss, margin=m)[0] for n, k, tau, m in OVN_GRID]
+ovn_bounds = [math.log1p((k - n) * math.exp(m - 2 * tau)) for n, k, tau, m in OVN_GRID]
+checks.equal("supcon-ovn-bound", "search", ovn_reached, ovn_bounds, 1e-7, case="minimum")
+far = [row([15.0] * n + [-15.0] * 4, [1] * n + [0] * 4) for n in (1, 3, 8)]
+vanishing = over_margins(ovn_value, far)
+checks.equal("supcon-ovn-bound", "naive", vanishing, 0.0 * vanishing, 1e-10, case="infimum zero")
+
+# %% [markdown]
+# ### What the margin does
+#
+# Half of the mass goes to the rivals, $\pi_j = \tfrac12$, exactly where
+#
+# ```{math}
+# :label: eq-supcon-ovn-half
+# s_j = m + r, \qquad
+# m + \max_{k \in \bar P} s_k \;\le\; m + r \;\le\; m + \max_{k \in \bar P} s_k + \log(K - |P|) .
+# ```
+#
+# *Proof.* $\sigma(0) = \tfrac12$, and a sum of $n$ exponentials lies between the largest and $n$ times the largest. $\square$
+#
+# Without a margin a true label is half satisfied when it equals the smooth maximum of its rivals.
+# With a margin it must lead by $m$.
+# The margin is measured in units of the score.
+# A head without a bound can outgrow it: scores multiplied by $a$ see the margin $m / a$.
+#
+# A margin also has a price.
+# Take two labels of which exactly one is true, the first with odds $e^\ell$.
+# The best gap $d = s_1 - s_2$ is then
+#
+# ```{math}
+# :label: eq-supcon-ovn-bayes
+# d^* = \frac{\ell}{2} + \operatorname{arsinh}\left( e^{m} \sinh \frac{\ell}{2} \right) .
+# ```
+#
+# *Proof.* Let $q = \sigma(\ell)$.
+# The expected loss $q \log(1 + e^{m - d}) + (1 - q) \log(1 + e^{m + d})$ is convex in $d$, and its slope is zero where $e^\ell\, \sigma(m - d) = \sigma(m + d)$.
+# Clearing fractions gives $e^{d} - e^{\ell - d} = e^{m} (e^{\ell} - 1)$.
+# Divide by $2 e^{\ell / 2}$: $\sinh(d - \ell/2) = e^{m} \sinh(\ell/2)$. $\square$
+#
+# Without a margin $d^* = \ell$: the softmax is calibrated.
+# With one, $d^*$ is further from zero than $\ell$ whenever $\ell \ne 0$: the best softmax is too sure.
+# The card says that its model gives no calibrated probabilities; for the softmax the margin alone sees to that.
+
+# %%
+half = [(s, t, m) for s, t in MIXED for m in MARGINS]
+at_half, tops, widths = [], [], []
+for s, t, m in half:
+    rivals = math.log(sum(math.exp(x) for x in s[~t]))
+    placed = np.where(t, m + rivals, s)
+    at_half.append(ovn_gradient(placed, t, m)[t] * t.sum())
+    tops.append(rivals - s[~t].max())
+    widths.append(math.log((~t).sum()) - tops[-1])
+at_half = np.concatenate(at_half)
+checks.equal("supcon-ovn-half", "autograd", at_half, np.full_like(at_half, -0.5), ROUND)
+checks.at_least("supcon-ovn-half", "search", tops, 0.0, ROUND, case="lower end")
+checks.at_least("supcon-ovn-half", "search", widths, 0.0, ROUND, case="upper end")
+
+odds = sympy.Symbol("o", positive=True)  # exp(l)
+w = sympy.Symbol("w", real=True)  # sinh(d - l/2), the abbreviation of the proof
+e_d = sympy.sqrt(odds) * (w + sympy.sqrt(w**2 + 1))  # exp(d)
+# The slope is zero where odds · σ(m − d) = σ(m + d), with M = exp(m).
+slope_zero = odds * M / (M + e_d) - M * e_d / (1 + M * e_d)
+solution = {w: M * (odds - 1) / (2 * sympy.sqrt(odds))}
+checks.zero("supcon-ovn-bayes", sympy.numer(sympy.together(slope_zero)).subs(solution).expand())
+
+
+def best_gap(ell, margin):
+    return ell / 2 + math.asinh(math.exp(margin) * math.sinh(ell / 2))
+
+
+slopes, solved, closed = [], [], []
+for wins in (2, 5, 6, 9):
+    sets = np.eye(2, dtype=bool)[[0] * wins + [1] * (10 - wins)]
+    ell = math.log(wins / (10 - wins))
+    for m in MARGINS:
+        d = best_gap(ell, m)
+        closed.append(d)
+        slopes.append(expected_loss(np.array([d, 0.0]), sets, one_vs_negatives_loss, margin=m)[1])
+
+        def risk(x, q=wins / 10, m=m):
+            return q * math.log1p(math.exp(m - x[0])) + (1 - q) * math.log1p(math.exp(m + x[0]))
+
+        solved.append(minimize(risk, [0.0], tol=1e-12).x[0])
+checks.equal("supcon-ovn-bayes", "autograd", slopes, np.zeros((12, 2)), ROUND)
+checks.equal("supcon-ovn-bayes", "naive", solved, closed, 1e-5)  # without a gradient
+CARD = GliZNetConfig.card()
+sure = 1 / (1 + math.exp(-best_gap(math.log(4), CARD.margin)))
+report.metric("ovn/best_softmax_at_four_to_one", sure, unit="probability")
+paste("supcon_sure", f"{sure:.3f}")
+paste("supcon_margin", f"{CARD.margin:g}")
+checks.equal(
+    "supcon-ovn", "exact", [CARD.margin, CARD.contrastive_weight], [0.5, 0.5], case="preset"
+)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The margin. Above: how hard a true label is pushed, over its lead on the smooth maximum of its rivals; lines are the formula, dots are autograd, circles mark half the push. Below: a true label at zero against two rivals; below each line it keeps more than half of the mass. Thin lines: the largest rival alone.", "name": "fig-supcon-margin"}, "image": {"alt": "Above, three falling sigmoid curves shifted to the right by the margin. Below, three nested curved boundaries that move to the lower left as the margin grows."}}
+figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6))
+leads = np.linspace(-5, 6, 200)
+for m, colour in zip(MARGINS, ("math", "card", "published"), strict=True):
+    top.plot(leads, 1 / (1 + np.exp(leads - m)), color=COLOURS[colour], label=f"margin {m:g}")
+    some = np.linspace(-4, 5, 7)
+    rival = np.array([0.3, -0.5, -1.0])
+    rival -= math.log(np.exp(rival).sum())
+    pushes = [
+        -ovn_gradient(np.append(lead, rival), np.array([True, False, False, False]), m)[0]
+        for lead in some
+    ]
+    checks.equal(
+        "supcon-ovn-half",
+        "autograd",
+        pushes,
+        1 / (1 + np.exp(some - m)),
+        ROUND,
+        case=f"figure, margin {m:g}",
+    )
+    top.plot(some, pushes, "o", markersize=4, color=COLOURS[colour])
+    top.plot(m, 0.5, "o", markersize=9, fillstyle="none", color=COLOURS[colour])
+    across = np.linspace(-6, -m - 1e-6, 300)
+    bottom.plot(across, np.log(np.exp(-m) - np.exp(across)), color=COLOURS[colour])
+    bottom.plot([-6, -m, -m], [-m, -m, -6], linewidth=0.8, color=COLOURS[colour])
+top.set(xlabel="lead of the true label", ylabel="push")
+top.legend(frameon=False)
+bottom.set(xlabel="score of rival 1", ylabel="score of rival 2", xlim=(-6, 0.5), ylim=(-6, 0.5))
+show(figure)
+
+# %% [markdown]
+# With the card's margin, `margin` = {glue:text}`supcon_margin:s`, and odds of four to one, the best softmax says {glue:text}`supcon_sure:s` where four fifths would be right.
+#
+# ## In floating point
+#
+# The quotient of math §8.1.1 overflows if it is computed as printed.
+# The stable form subtracts the largest score $s^* = \max_k s_k$ first:
+#
+# ```{math}
+# :label: eq-supcon-stable
+# \mathcal{L}_b = s^* - \bar s_P + \log \sum_{k \in N} e^{s_k - s^*},
+# \qquad
+# 0 \le \log \sum_{k \in N} e^{s_k - s^*} \le \log K .
+# ```
+#
+# *Proof.* Take $e^{s^*}$ out of the sum in {eq}`eq-supcon-split`.
+# Every exponent is at most zero and one of them is zero, so the sum lies between one and $K$. $\square$
+#
+# Nothing on the right side can overflow, and the logarithm never sees zero.
+# PyTorch's `log_softmax` computes it so.
+# The reference for large scores is `mpmath` with fifty digits and the formula as printed.
+
+# %%
+X = sympy.Symbol("X", positive=True)  # exp of any shift, the largest score among them
+all_zero(
+    "supcon-stable",
+    [
+        symbolic_loss(x, n)
+        - (ln(X) - sum(sympy.log(x_j) for x_j in x[:n]) / n + ln(sum(x_k / X for x_k in x)))
+        for x, n in symbolic_rows()
+    ],
+)
+mpmath.mp.dps = 50
+
+
+def exact_loss(s, true):
+    total = mpmath.fsum(mpmath.exp(x) for x in s)
+    return float(
+        -mpmath.fsum(mpmath.log(mpmath.exp(s[j]) / total) for j in np.flatnonzero(true))
+        / int(true.sum())
+    )
+
+
+def exact_gradient(s, true):
+    total = mpmath.fsum(mpmath.exp(x) for x in s)
+    return [
+        float(mpmath.exp(s[j]) / total - mpmath.mpf(int(true[j])) / int(true.sum()))
+        for j in range(len(s))
+    ]
+
+
+LARGE = [(scale * s, t) for s, t in CASES for scale in (30.0, 300.0)]
+# Losses here reach a few thousand, so round-off is a thousand times larger.
+checks.equal("supcon-stable", "naive", gather(value, LARGE), gather(exact_loss, LARGE), 1e-9)
+checks.equal(
+    "supcon-stable", "autograd", gather(gradient, LARGE), gather(exact_gradient, LARGE), ROUND
+)
+sums = gather(lambda s, t: math.log(np.exp(s - s.max()).sum()), CASES + LARGE)
+checks.at_least("supcon-stable", "search", sums, 0.0, ROUND, case="lower end")
+checks.at_least(
+    "supcon-stable",
+    "search",
+    gather(lambda s, t: math.log(len(s)), CASES + LARGE),
+    sums,
+    ROUND,
+    case="upper end",
+)
+
+lines = {}
+for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    edge = math.log(torch.finfo(dtype).max)
+    scores = torch.tensor([[edge * 1.05, 0.0, edge * 1.05 - 1]], dtype=dtype)
+    target, mask = torch.tensor([[1.0, 0.0, 0.0]], dtype=dtype), torch.ones(1, 3, dtype=torch.bool)
+    quotient = scores.exp() / scores.exp().sum()
+    lines[str(dtype).removeprefix("torch.")] = {
+        "exp overflows above": round(edge, 2),
+        "as printed": (-quotient[0, 0].log()).item(),
+        "package": supcon_loss(scores, target, mask).item(),
+    }
+overflow = pd.DataFrame(lines).T
+overflow.index.name = "precision"
+assert not np.isfinite(overflow["as printed"]).any()
+assert np.isfinite(overflow["package"]).all()
+paste("supcon_half", f"{int(torch.finfo(torch.float16).max / math.exp(START))}")
+overflow.round(4)
+
+# %% [markdown]
+# The cosine head is safe at its initial scale even as printed, because its scores never exceed $\tau$; in half precision that holds for up to {glue:text}`supcon_half:s` candidates.
+# A bilinear head has no such limit.
+# In the other direction the printed form takes the logarithm of zero once a true label lies so far below the largest score that its exponential underflows.
+
+# %% [markdown]
+# ## In practice
+#
+# The corpus that ships with the package has several true labels on every text.
+# This is what the propositions say about it.
+
+# %%
+corpus = hardset_mini("train")
+report.data("hardset-mini/train", rows=len(corpus), sha256=examples_sha256(list(corpus)))
+n_true = np.array([len(e.labels) for e in corpus])
+n_all = n_true + np.array([len(e.not_labels) for e in corpus])
+start_error = (n_true - 1) / np.sqrt(1 - n_true / n_all)
+corpus_floor = np.mean([bound(n, k, START) for n, k in zip(n_true, n_all, strict=True)])
+start_loss = np.log(n_all).mean()
+paste("supcon_n_true", f"{n_true.min()} to {n_true.max()}")
+paste("supcon_floor", f"{corpus_floor:.2f}")
+paste("supcon_start", f"{start_loss:.2f}")
+paste("supcon_start_error", f"{start_error.mean():.1f}")
+paste("supcon_miscalibrated", f"{(1 - 1 / n_true).mean():.2f}")
+report.metric("corpus/floor", float(corpus_floor), unit="nats", n=len(corpus))
+report.metric("corpus/start", float(start_loss), unit="nats", n=len(corpus))
+
+# %% [markdown]
+# - A training text has {glue:text}`supcon_n_true:s` true labels. The mean loss starts near {glue:text}`supcon_start:s`, where all scores are equal, and cannot fall below {glue:text}`supcon_floor:s`. A curve that flattens there is finished, not stuck.
+# - Losses of data sets with different numbers of true labels cannot be compared. Subtract $\log |P|$ first; what is left is the divergence in {eq}`eq-supcon-kl`.
+# - Whoever codes the gradient by hand from math §8.3.3 would start with a relative error of {glue:text}`supcon_start_error:s` on this corpus. Automatic differentiation never sees that formula.
+# - The softmax is no probability of a label when several are true: for a set that is certain, the best softmax is off by {glue:text}`supcon_miscalibrated:s` on average over this corpus. Per-label probabilities must come from the BCE term.
+# - The card's loss has no floor, lets true labels live side by side, and is overconfident by construction once the margin is positive.
+
+# %% [markdown]
+# ## No true label
+#
+# Math §1.1 asks for a subset of the labels, and the empty set is one.
+# For such a text the factor $1/|P_b|$ in {eq}`eq-supcon-loss` divides zero by zero.
+# The package averages over $B_+$, the texts with at least one true label:
+#
+# ```{math}
+# :label: eq-supcon-empty
+# \mathcal{L}_{\text{SupCon}} = \frac{1}{|B_+|} \sum_{b \in B_+} \mathcal{L}_b,
+# \qquad B_+ = \{ b : |P_b| \ge 1 \},
+# ```
+#
+# and the loss is zero, with zero gradient, if $B_+$ is empty.
+#
+# Public code has done all three possible things.
+# The reference code of SupCon first returned NaN ([issue 141](https://github.com/HobbitLong/SupContrast/issues/141)).
+# Since [pull request 142](https://github.com/HobbitLong/SupContrast/pull/142) such a row costs zero and still counts in the mean.
+# [pytorch-metric-learning](https://github.com/KevinMusgrave/pytorch-metric-learning) adds a tiny number to the count and by default averages over the losses above zero, which leaves the row out, as here.
+# The last two differ by the factor $B / |B_+|$: counting empty rows scales the gradient of all others down.
+
+# %%
+scores = torch.tensor(3 * rng.standard_normal((4, 5)), requires_grad=True)
+target = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).double()
+mask = torch.ones_like(target).bool()
+kept = [0, 2, 3]
+loss = supcon_loss(scores, target, mask)
+(slopes,) = torch.autograd.grad(loss, scores)
+each = [naive(scores[b].detach().numpy(), target[b].numpy() > 0) for b in kept]
+checks.equal("supcon-empty", "naive", loss.item(), sum(each) / 3, ROUND)
+right = np.zeros((4, 5))
+for b in kept:
+    right[b] = formula(scores[b].detach().numpy(), target[b].numpy() > 0) / 3
+checks.equal("supcon-empty", "autograd", slopes, right, ROUND)
+none = supcon_loss(scores, torch.zeros_like(target), mask)
+checks.equal("supcon-empty", "exact", none.item(), 0.0, case="no true label at all")
+checks.equal(
+    "supcon-empty",
+    "exact",
+    torch.autograd.grad(none, scores)[0],
+    np.zeros((4, 5)),
+    case="its gradient",
+)
+checks.rejects("supcon-empty", "empty rows counted", sum(each) / 4, loss.item(), ROUND)
+log_p = scores.detach().log_softmax(1)
+as_printed = -((log_p * target).sum(1) / target.sum(1)).mean().item()
+assert math.isnan(as_printed)
+batch_size, share = 16, 0.05
+lost = 1 - (1 - share) ** batch_size
+drawn = (rng.random((20_000, batch_size)) < share).any(axis=1).mean()
+checks.equal("supcon-empty", "search", drawn, lost, 0.02, case="batches lost")  # 20,000 draws
+paste("supcon_batch", str(batch_size))
+paste("supcon_share", f"{share:.0%}")
+paste("supcon_lost", f"{lost:.0%}")
+pd.DataFrame(
+    {"loss of the batch": [as_printed, sum(each) / 4, loss.item()]},
+    index=pd.Index(
+        ["as printed", "empty row counts as zero", "package"], name="one row of four is empty"
+    ),
+).round(4)
+
+# %% [markdown]
+# If {glue:text}`supcon_share:s` of the texts had no true label, {glue:text}`supcon_lost:s` of the batches of {glue:text}`supcon_batch:s` would be NaN as printed.
+#
+# ## Other edge cases
+#
+# One candidate: its softmax is one, so the loss and its gradient are zero, true label or not.
+# Every candidate true: SupCon still asks for equal scores, and its floor $\log K$ is reached; one-vs-negatives has no rival and is zero.
+# A padded column takes no part.
+
+# %%
+edges = {
+    "one candidate, true": row([2.5], [1]),
+    "all three true, equal scores": row([1, 1, 1], [1, 1, 1]),
+    "all three true, different scores": row([3, 1, -1], [1, 1, 1]),
+    "one true, equal scores": row([0, 0, 0], [1, 0, 0]),
+}
+edge_table = pd.DataFrame(
+    {
+        name: {
+            "SupCon": value(*r),
+            "largest slope": abs(gradient(*r)).max(),
+            "one-vs-negatives": ovn_value(*r, 0.0),
+        }
+        for name, r in edges.items()
+    }
+).T
+checks.equal(
+    "supcon-floor",
+    "exact",
+    edge_table["SupCon"].to_numpy()[[0, 1, 3]],
+    [0.0, math.log(3), math.log(3)],
+    ROUND,
+    case="edge cases",
+)
+checks.equal(
+    "supcon-ovn-bound",
+    "exact",
+    edge_table["one-vs-negatives"].to_numpy()[:3],
+    [0.0] * 3,
+    case="no false label",
+)
+edge_table.index.name = "text"
+edge_table.round(4)
+
+# %% [markdown]
+# ## What became of the statements
+#
+# ```{glue:md} supcon-outcomes
+# :format: myst
+# ```
+#
+# ## Every check
+
+# %% tags=["hide-input"]
+table = checks.table()
+
+
+def support(*equations):
+    """The checks behind a verdict: how many hold and the largest deviation among them."""
+    parts = []
+    for equation in equations:
+        held = table.loc[[equation]].query("result == 'holds'")
+        worst = max(held["deviation"], key=float)
+        number = f"{len(held)} check" + "s" * (len(held) > 1)
+        parts.append(f"{equation}, {number}, largest deviation {worst}")
+    return "; ".join(parts)
+
+
+OUTCOMES = {
+    "math-8.1.1-sets": (
+        "verified",
+        "the denominator holds true and false candidates alike, and padding that claims to be true "
+        f"changes nothing ({support('supcon-loss')})",
+    ),
+    "math-8.1.1": (
+        "verified",
+        "the package equals a double loop and PyTorch's cross-entropy with uniform targets wherever "
+        f"every text has a true label ({support('supcon-loss')})",
+    ),
+    "math-8.1.1-no-positive": (
+        "corrected",
+        f"a batch with one empty row is {as_printed} as printed and {loss.item():.3f} over the other "
+        f"rows; at {share:.0%} empty texts {lost:.0%} of the batches of {batch_size} are lost "
+        f"({support('supcon-empty')})",
+    ),
+    "math-8.1.1-mass": (
+        "verified",
+        "the mass of the true labels is at least their number times the exponential of minus the "
+        f"loss ({support('supcon-mass')})",
+    ),
+    "math-8.1.1-log-softmax": (
+        "verified",
+        f"both forms are the log of the partition sum minus the mean true score ({support('supcon-split', 'supcon-stable')})",
+    ),
+    "math-8.1.2-contrastive": (
+        "verified",
+        "each true label is compared with all other candidates, the other true ones included "
+        f"({support('supcon-infonce-mean')})",
+    ),
+    "math-8.1.2-ranking": (
+        "verified",
+        f"in {len(speeds)} pairs in the wrong order the gap closes with a speed of at least one over the "
+        f"number of true labels ({support('supcon-ranking')})",
+    ),
+    "math-8.1.2-calibration": (
+        "corrected",
+        "the best softmax is the expected share of a label, which is its probability only when one label is "
+        f"true; in the example of five outcomes it is off by {abs(softmax(solved_sets) - q).max():.2f}, for sets of the "
+        f"corpus's sizes by {(1 - 1 / n_true).mean():.2f} on average ({support('supcon-proper')})",
+    ),
+    "math-8.1.2-multi-label": (
+        "verified",
+        "the mean over true labels is defined and minimal where they share the mass equally; the price is a "
+        f"floor, {corpus_floor:.2f} on the corpus ({support('supcon-kl', 'supcon-floor')})",
+    ),
+    "math-8.1.3-infonce": (
+        "verified",
+        f"with one true label the loss is InfoNCE ({support('supcon-infonce')})",
+    ),
+    "math-8.1.3-generalisation": (
+        "verified",
+        "SupCon is the mean of one InfoNCE term per true label whose negatives are all other candidates, "
+        f"true ones included ({support('supcon-infonce-mean')})",
+    ),
+    "math-8.1.3-strength": (
+        "not testable here",
+        "no scale is given against which a gradient would be strong or a representation effective; what "
+        f"can be said is that both sides are pushed equally hard ({support('supcon-balance')})",
+    ),
+    "math-8.1.3-imbalance": (
+        "corrected",
+        "true and false candidates of a text are pushed equally hard in all, but the best scores follow the "
+        f"frequencies of labels: at nine to one the solver finds a gap of {gap:.3f} ({support('supcon-balance', 'supcon-proper')})",
+    ),
+    "math-8.3.3-supcon": (
+        "corrected",
+        f"relative error {start_error.mean():.1f} with equal scores on the corpus, and at least "
+        f"{1 / math.sqrt(3):.2f} for two true labels whatever the scores; 1/B is missing too "
+        f"({support('supcon-gradient', 'supcon-gradient-error')})",
+    ),
+    "math-8.3.3-relative": (
+        "verified",
+        f"each slope depends on all scores of the text: the second derivatives are not diagonal ({support('supcon-hessian')})",
+    ),
+    "math-8.3.3-supcon-ranking": (
+        "verified",
+        "SupCon orders labels and cannot place a threshold: moving all scores by thirty changes no loss "
+        f"({support('supcon-ranking', 'supcon-proper')})",
+    ),
+    "math-12.1-supcon-pairs": (
+        "verified",
+        "the weight multiplies the speed at which wrongly ordered pairs part, and the expected SupCon loss at "
+        "the optimum cannot rise with it; discrimination on data is not judged here "
+        f"({support('supcon-ranking', 'supcon-tradeoff')})",
+    ),
+    "math-12.1-supcon-readout": (
+        "corrected",
+        f"at weight zero the per-label probabilities are exact (error {sigma_error[0.0]:.1e}), at weight one they are off by "
+        f"{sigma_error[1.0]:.3f}; only the softmax goes the other way, {softmax_error[0.0]:.3f} at zero and "
+        f"{softmax_error[1.0]:.3f} at one ({support('supcon-tradeoff')})",
+    ),
+    "math-12.2-supcon-tau": (
+        "verified",
+        "for the softmax of SupCon the entropy falls and the largest probability rises with the scale "
+        f"({support('supcon-entropy', 'supcon-confidence')}); per-label probabilities do not depend on it",
+    ),
+    "math-12.2-supcon-tau-scale": (
+        "verified",
+        f"scores are the scale times a cosine, and the slope of the loss by it has the closed form ({support('supcon-tau', 'supcon-bound')})",
+    ),
+    "math-12.2-supcon-tau-start": (
+        "verified",
+        f"the preset starts at {START:.4f}, e squared, where the bound is {bound(1, 20, START):.1e} for one true label of twenty",
+    ),
+    "card-one-vs-negatives": (
+        "verified",
+        "the loss by its name: every true label against the false ones, the margin taken off its score; its infimum is "
+        f"zero for any number of true labels ({support('supcon-ovn', 'supcon-ovn-gradient', 'supcon-ovn-bound')})",
+    ),
+    "card-one-vs-negatives-settings": (
+        "verified",
+        f"the card preset has weight {CARD.contrastive_weight:g} and margin {CARD.margin:g}; with that margin the best softmax at odds "
+        f"of four to one is {sure:.3f} ({support('supcon-ovn-bayes')})",
+    ),
+}
+EFFECTS = {
+    "math-8.1.1-no-positive": (lost, "share of batches lost at one empty text in twenty"),
+    "math-8.1.2-calibration": (
+        (1 - 1 / n_true).mean(),
+        "error of the best softmax for a certain set",
+    ),
+    "math-8.1.3-imbalance": (gap, "best gap of scores at nine to one"),
+    "math-8.3.3-supcon": (start_error.mean(), "relative error of the gradient, equal scores"),
+    "math-12.1-supcon-readout": (
+        sigma_error[1.0] - sigma_error[0.0],
+        "error at weight one less that at zero",
+    ),
+}
+for name, (verdict, evidence) in OUTCOMES.items():
+    report.outcome(name, verdict, evidence=evidence)
+for name, (effect, unit) in EFFECTS.items():
+    report.metric(f"effect/{name}", float(effect), unit=unit)
+paste_table(
+    "supcon-outcomes", judged(report.outcomes), "Statements of the sources and their outcomes."
+)
+with pd.option_context("display.max_rows", None):
+    display(table)
+report.close()
