@@ -20,7 +20,7 @@
 #
 # This chapter treats math §6, the attention temperature of §12.2 and Appendix B.1.
 # The code is `label_conditioned_attention` in `gliznet/layers.py` and `_text_embeddings` in `gliznet/model.py`.
-# {doc}`notation` has the common symbols; $b$ numbers the texts of a batch and $K_b$ is the number of labels of text $b$.
+# {doc}`../notation` has the common symbols; $b$ numbers the texts of a batch and $K_b$ is the number of labels of text $b$.
 
 # %% tags=["parameters"]
 out: str = ""

@@ -97,7 +97,7 @@ checks = Checks(report)
 # It also misses the product of a matrix and a vector.
 #
 # We write $n$ for the tokens of the text, $m$ for the tokens of one label, $d_f$ for the width of the feed-forward block and $N$ for the number of layers.
-# The other letters are those of {doc}`notation`.
+# The other letters are those of {doc}`../notation`.
 
 
 # %%

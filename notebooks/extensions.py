@@ -77,7 +77,7 @@ from gliznet.lab.checks import Checks
 from gliznet.lab.figures import COLOURS, quiet, show, use_style
 from gliznet.lab.ledger import judged
 from gliznet.lab.records import Reporter
-from gliznet.lab.tables import interval, paste
+from gliznet.lab.tables import interval, paste, paste_table
 from gliznet.layers import SimilarityHead
 from gliznet.losses import bce_loss, repulsion_loss, supcon_loss
 
@@ -1167,6 +1167,12 @@ multilingual = GliZNETTokenizer(
         model_max_length=256,
     )
 )
+for name, some in (("this backbone", tokenizer), ("trained here", multilingual)):
+    lines = [line for pair in LINES.values() for line in pair]
+    pieces_known = set(some.tokenizer.get_vocab()) - {some.tokenizer.unk_token}
+    seen = [some.tokenizer.tokenize(line) for line in lines]
+    loops = [sum(piece not in pieces_known for piece in row) / len(row) for row in seen]
+    checks.equal("extensions-collision", "naive", unknown_share(some, lines), loops, ROUND, name)
 unknown = pd.DataFrame(
     {
         name: {
@@ -1176,7 +1182,7 @@ unknown = pd.DataFrame(
         for name, some in (("this backbone", tokenizer), ("trained here", multilingual))
     }
 )
-unknown.style.format("{:.2f}")
+unknown.map("{:.2f}".format)
 
 # %% [markdown]
 # The tokenizer trained here knows every character of the seven scripts that it saw, and none of the eighth.

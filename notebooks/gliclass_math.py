@@ -906,7 +906,7 @@ report.metric("edge/default_problem_type_fails", float(message != "none"))
 # Four columns of zeros raise the loss of one row from {glue:text}`gliclass_softmax_padding:s`.
 # GliZNet's SupCon masks them.
 # The third mode, `problem_type="single_label_classification"`, is the default of the configuration.
-# It stops at the loss, because the number of classes that it reshapes by is never set; the message is *{glue:text}`gliclass_single_label:s`*.
+# It stops at the loss, because the number of classes that it reshapes by stays at minus one; the message is *{glue:text}`gliclass_single_label:s`*.
 #
 # ## Focal loss
 #
@@ -1034,7 +1034,7 @@ same("focal", "library", half, ours / 2, case="half of GliZNet's BCE")
 # So the difference increases, from $-\infty$ at zero to $+\infty$ at $1/(1 + \gamma)$, and has one zero. ∎
 #
 # So focal loss does *not* put most weight on the hardest pairs.
-# A confidently wrong pair, below $p^\ast$, loses weight again; above it the loss behaves as its name says.
+# A confidently wrong pair, below $p^\ast$, loses some weight again, down to that of cross-entropy; above $p^\ast$ the loss behaves as its name says.
 #
 # ### Easy pairs
 #
@@ -1750,7 +1750,7 @@ paste("gliclass_room", str(fits(1024, 0, 2)))
 paste("gliclass_room_typical", str(fits(1024, 256, 4)))
 
 # %% [markdown]
-# In the window of 1,024 tokens that the summary names, no text at all leaves room for {glue:text}`gliclass_room:s` labels, and 256 text tokens leave room for {glue:text}`gliclass_room_typical:s` labels of four tokens.
+# In the window of 1,024 tokens that the summary names there is room for {glue:text}`gliclass_room:s` labels beside an empty text, and for {glue:text}`gliclass_room_typical:s` labels of four tokens beside 256 text tokens.
 # The open question about more than 1,000 labels is thus not one of accuracy alone: without splitting the label set they do not fit.
 #
 # ## The reinforcement objective

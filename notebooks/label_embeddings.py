@@ -20,7 +20,7 @@
 #
 # This chapter treats math §5 and Appendix B.2, and the label representation of the model card.
 # The code is `label_membership` and `pool_labels` in `gliznet/layers.py` and `_label_embeddings` in `gliznet/model.py`.
-# {doc}`notation` has the common symbols.
+# {doc}`../notation` has the common symbols.
 # Two are added here: $b$ numbers the texts of a batch, and $K_b$ is the number of labels of text $b$.
 
 # %% tags=["parameters"]

@@ -1027,7 +1027,7 @@ paste_table(
 # {math}`\hat m` is linear in the gradients and {math}`\hat v` quadratic; weight decay does not see the loss at all.
 #
 # The card's three weights are half of those of the mathematics document.
-# As far as AdamW is concerned, both documents recommend the same mixture.
+# As far as AdamW is concerned, both documents recommend the same mixture, of different terms.
 # Two things break the symmetry a little: {math}`\varepsilon`, and clipping of the gradient's norm, which both formulations use here and which acts on a halved gradient less often.
 
 # %%
@@ -1204,6 +1204,7 @@ with contextlib.redirect_stdout(io.StringIO()):
     )
 handle.remove()
 assert len(seen) == steps
+assert min(x["missing"] for x in seen) > 0, "the attention passes no gradient to the labels"
 groups = {(x["initial_lr"], x["weight_decay"]) for x in trainer.optimizer.param_groups}
 rates = {learning_rate, learning_rate * head_lr_multiplier}
 decays = {0.0, SCHEDULES["math"]["weight_decay"]}
@@ -1501,8 +1502,8 @@ pd.DataFrame(
 #
 # - SupCon and BCE pull a label embedding along one line. Adding BCE does not add a direction; it changes how far each label is pulled along its own, and it alone sets where zero lies.
 # - Texts with several true labels are where the two can disagree, on a true label that is already ahead.
-# - The repulsion is the weak third: it has no scale, and its pull is shared among all labels. It matters where it acts alone, between true labels of one text.
-# - The weights of both documents are the same mixture. A search over weights needs two numbers, not three.
+# - The repulsion is the weak third: it has no scale, and its pull is shared among all labels. It decides only where the others are silent, as between two true labels that both lie close to the text.
+# - The weights of both documents are the same mixture, though of different terms. A search over weights needs two numbers, not three.
 # - More weight on a term improves that term's training value at the best solution, and nothing else is certain.
 #
 # ## Edge cases
@@ -1542,7 +1543,7 @@ verdicts = {
     ),
     "math-9.1-repulsion-force": (
         "verified",
-        "the force is orthogonal to the label embedding and its descent lowers the mean excess of the cosines (autograd, naive); the length does not matter",
+        f"the force is minus the gradient of the mean excess of the cosines ({every_kind}), and orthogonal to the embedding, so no length counts",
     ),
     "math-9.1-bce-force": (
         "corrected",

@@ -903,6 +903,7 @@ checks.rejects(
 #
 # The loss is $\mathcal{L}_{\text{var}} + \mathcal{L}_{\text{cov}}$.
 # The target is `vicreg_target_std` in the configuration.
+# Mean and covariance are statistics of the batch, so {eq}`eq-repulsion-separable` does not hold for this term: what a label feels depends on the other texts of its batch.
 
 # %% tags=["hide-input"]
 print(inspect.getsource(vicreg_loss))
@@ -1006,6 +1007,11 @@ checks.rejects(
     "repulsion-variance-gradient", "n instead of n − 1",
     closed_vicreg(0.3 * x)[0] * (len(x) - 1) / len(x), package_vicreg(0.3 * x)[0][1], ROUND_OFF,
 )  # fmt: skip
+# A statistic of the batch is no sum over texts: labels of two texts do feel each other.
+coupled = torch.autograd.functional.hessian(
+    lambda x: vicreg_loss(x, torch.ones(2, 3, dtype=torch.bool)), small
+)[0, :, :, 1]
+checks.rejects("repulsion-separable", "VICReg", coupled, torch.zeros(3, 3, 3, 3), ROUND_OFF)
 equal_labels = np.ones((5, 3)) * rng.normal(size=3)
 still = sum(np.abs(part[1]).max() for part in package_vicreg(equal_labels))
 checks.equal("repulsion-vicreg", "exact", still, 0.0, 1e-13, case="no force at exact collapse")

@@ -28,7 +28,7 @@
 # SupCon is math §8.1, its gradient is printed in §8.3.3, and §12 says how its weight and its scale act.
 # The card names its loss in its introduction and under "Training Details".
 # Both are functions of `gliznet/losses.py`.
-# They take the scores that {doc}`notation` calls $\mathrm{sim}$.
+# They take the scores that {doc}`../notation` calls $\mathrm{sim}$.
 
 # %% tags=["parameters"]
 out: str = ""

@@ -138,6 +138,8 @@ def project(finished, tmp_path, monkeypatch) -> Project:
     """A project that has run once, to change at will."""
     shutil.copytree(finished.root, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    # Else a subprocess would import the project's own gliznet, which is only there to be hashed.
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.chdir(tmp_path)
     copy = Project.__new__(Project)
     copy.root = tmp_path
@@ -304,7 +306,7 @@ def test_package_hash_is_the_same_under_every_python(project):
     project.write("gliznet/losses.py", code)
     (entry, _) = load_profile("toy", project.root)
     source = notebooks.read_source(entry, project.root)
-    assert freshness.package_hash(source, project.root)[:16] == "?"
+    assert freshness.package_hash(source, project.root)[:16] == "31970e888245d63b"
 
 
 @pytest.mark.parametrize(

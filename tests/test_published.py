@@ -28,8 +28,8 @@ def test_every_row_has_a_source_and_a_value(name):
 
 
 def test_files_are_there():
-    assert FILES == ["gliznet_card", "gliznet_training", "hardset"]
-    with pytest.raises(LabError, match="gliznet_card, gliznet_training, hardset"):
+    assert FILES == ["gliznet_card", "gliznet_training", "hardset", "sce_flops"]
+    with pytest.raises(LabError, match="gliznet_card, gliznet_training, hardset, sce_flops"):
         published("nothing")
 
 

@@ -9,15 +9,20 @@ from gliznet.lab.fingerprints import fingerprint
 from gliznet.lab.profiles import load_profile
 
 ROOT = Path(__file__).parents[1]
-RECORDED = [e for e in load_profile("bench", ROOT) if (ROOT / e.record).is_file()]
+RECORDED = [
+    e
+    for profile in ("recipe", "bench")
+    for e in load_profile(profile, ROOT)
+    if (ROOT / e.record).is_file()
+]
 
 
-@pytest.mark.parametrize("entry", RECORDED, ids=lambda e: e.key)
+@pytest.mark.parametrize("entry", RECORDED, ids=lambda e: f"{e.profile}/{e.key}")
 def test_committed_run_is_fresh(entry):
     assert freshness.entry_status(entry, ROOT, fingerprint) == []
 
 
-@pytest.mark.parametrize("entry", RECORDED, ids=lambda e: e.key)
+@pytest.mark.parametrize("entry", RECORDED, ids=lambda e: f"{e.profile}/{e.key}")
 def test_intervals_contain_their_values(entry):
     for name, metric in records.read_record(entry, ROOT).metrics.items():
         if metric.low is not None:

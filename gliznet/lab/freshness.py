@@ -41,10 +41,13 @@ def package_hash(source: NotebookNode, root: Path) -> str:
             used.add(name)
             todo += _imports(modules[name].read_text(encoding="utf-8"), modules)
     files = {name: modules[name] for name in used}
-    for folder, package in {(modules[n].parent, n.rpartition(".")[0]) for n in used}:
-        for path in folder.rglob("*"):
-            name = f"{package}/{path.relative_to(folder).as_posix()}"
-            if path.suffix in SUFFIXES and not _excluded(name):
+    packages = {path.parent: name for name, path in modules.items() if path.stem == "__init__"}
+    folders = {modules[name].parent for name in used}
+    for path in (root / "gliznet").rglob("*"):
+        if path.suffix in SUFFIXES:
+            folder = next(parent for parent in path.parents if parent in packages)
+            name = f"{packages[folder]}/{path.relative_to(folder).as_posix()}"
+            if folder in folders and not _excluded(name):
                 files[name] = path
     return sha256("\n".join(f"{n} {_file_digest(p)}" for n, p in sorted(files.items())))
 
