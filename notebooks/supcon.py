@@ -2094,13 +2094,13 @@ OUTCOMES = {
         "SupCon orders labels and cannot place a threshold: moving all scores by thirty changes no loss "
         f"({support('supcon-ranking', 'supcon-proper')})",
     ),
-    "math-12.1-supcon-pairs": (
+    "math-12.1-supcon-higher": (
         "verified",
         "the weight multiplies the speed at which wrongly ordered pairs part, and the expected SupCon loss at "
         "the optimum cannot rise with it; discrimination on data is not judged here "
         f"({support('supcon-ranking', 'supcon-tradeoff')})",
     ),
-    "math-12.1-supcon-readout": (
+    "math-12.1-supcon-lower": (
         "corrected",
         f"at weight zero the per-label probabilities are exact (error {sigma_error[0.0]:.1e}), at weight one they are off by "
         f"{sigma_error[1.0]:.3f}; only the softmax goes the other way, {softmax_error[0.0]:.3f} at zero and "
@@ -2138,7 +2138,7 @@ EFFECTS = {
     ),
     "math-8.1.3-imbalance": (gap, "best gap of scores at nine to one"),
     "math-8.3.3-supcon": (start_error.mean(), "relative error of the gradient, equal scores"),
-    "math-12.1-supcon-readout": (
+    "math-12.1-supcon-lower": (
         sigma_error[1.0] - sigma_error[0.0],
         "error at weight one less that at zero",
     ),

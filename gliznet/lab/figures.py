@@ -3,6 +3,7 @@
 import warnings
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import display
 
 COLOURS = {
@@ -16,7 +17,11 @@ COLOURS = {
 
 
 def use_style() -> None:
-    """Opaque white figures of 100 dots per inch, thin grid, no frame above and right."""
+    """Opaque white figures of 100 dots per inch, thin grid, no frame above and right.
+
+    Tables are shown whole: a row that a page leaves out cannot be checked.
+    """
+    pd.set_option("display.max_rows", None)
     plt.rcParams.update(
         {
             "figure.dpi": 100,
