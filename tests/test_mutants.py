@@ -4,7 +4,9 @@ A mutant is compiled beside the package and never imported by it.
 """
 
 import importlib
+import itertools
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,8 +30,9 @@ def mutated(name: str, old: str = "", new: str = "") -> ModuleType:
     source = Path(original.__file__).read_text(encoding="utf-8").replace(REGISTERED, "")
     if old:
         assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {name}.py"
-    module = ModuleType(original.__name__)
+    module = ModuleType(f"mutated_{name}")
     module.__file__ = original.__file__
+    sys.modules[module.__name__] = module  # where dataclasses look up their module
     exec(compile(source.replace(old, new) if old else source, name, "exec"), module.__dict__)
     return module
 
@@ -60,7 +63,7 @@ def mean(values: list[float]) -> float:
 
 
 def near(found: Tensor | float, expected: float) -> None:
-    assert abs(float(torch.as_tensor(found).detach()) - expected) < 1e-9
+    assert abs(float(torch.as_tensor(found, dtype=torch.float64).detach()) - expected) < 1e-9
 
 
 def check_supcon(module: ModuleType) -> None:
@@ -234,6 +237,96 @@ def check_model(module: ModuleType) -> None:
             near(found.loss_terms["bce"], float(losses.bce_loss(expected * ratio, TARGETS, whole)))
 
 
+def steps(*sizes: int) -> int:
+    """Counts a nest of loops one step at a time."""
+    return sum(1 for _ in itertools.product(*map(range, sizes)))
+
+
+def layer_steps(length: int, maps: list[tuple[int, int]], head: int, heads: int) -> int:
+    """Multiplications of one layer: its maps, then scores and weighted sums of every head."""
+    return sum(steps(length, a, b) for a, b in maps) + 2 * steps(heads, length, length, head)
+
+
+def check_layer_costs(module: ModuleType) -> None:
+    # Widths: hidden 6, heads 4 x 2, key heads 2 x 2, feed-forward 5; two matrices in, one out.
+    maps = [(6, 8), (6, 4), (6, 4), (8, 6), (6, 5), (6, 5), (5, 6)]
+    pairs = steps(7, 3, sum(a + b for a, b in maps))  # LoRA of rank 3 on every matrix
+    plain = layer_steps(7, maps, 2, 4)
+    scores = steps(4, 7, 7, 2)
+    encoder = module.Encoder(3, 6, 5, queries=8, keys=4, expansions=2)
+    near(encoder.block(7), plain)
+    near(encoder.block(7, 3), plain + pairs)
+    # Backward: both factors of every product; a frozen matrix needs only the slope by its input.
+    near(encoder.block_backward(7), 2 * plain)
+    near(
+        encoder.block_backward(7, 3), sum(steps(7, a, b) for a, b in maps) + 2 * pairs + 4 * scores
+    )
+    near(encoder.forward(7, 2), 3 * 2 * plain)
+    near(encoder.turning_length(), sum(a * b for a, b in maps) / 16)
+    # DeBERTa: queries and keys of every token meet ten positions, mapped twice for all rows.
+    deberta = module.Encoder(3, 6, 5, queries=8, positions=10)
+    own = [(6, 8), (6, 8), (6, 8), (8, 6), (6, 5), (5, 6)]
+    per_row = layer_steps(7, own, 2, 4) + 2 * steps(7, 10, 8)
+    near(deberta.forward(7, 2), 3 * (2 * per_row + 2 * steps(10, 6, 8)))
+
+
+def check_method_costs(module: ModuleType) -> None:
+    maps = [*[(6, 6)] * 4, (6, 5), (5, 6)]
+
+    def passes(length: int, rows: int = 1) -> int:
+        return 2 * rows * layer_steps(length, maps, 3, 2)
+
+    encoder, text, label = module.Encoder(2, 6, 5), 4, 2
+    for labels in (1, 3):
+        joint = len(["[CLS]", *["text"] * text, "[SEP]", *["label", "label", "[LAB]"] * labels])
+        pair = len(["[CLS]", *["text"] * text, "[SEP]", *["label"] * label, "[SEP]"])
+        near(module.joint_length(text, label, labels), joint)
+        near(module.pair_length(text, label), pair)
+        own = 2 * steps(joint, 6, 3) + 3 * steps(labels, joint, 3)
+        for head, work in (
+            ("cosine", steps(3, labels, 3)),
+            ("dot", steps(2, labels, 3)),
+            ("bilinear", steps(labels, 3, 3) + steps(labels, 3)),
+        ):
+            found = module.single_pass(encoder, text, label, labels, dim=3, head=head)
+            near(found, passes(joint) + own + work)
+        found = module.single_pass(encoder, text, label, labels, projected=False)
+        near(found, passes(joint) + 3 * steps(labels, joint, 6) + steps(3, labels, 6))
+        head = steps(labels, 6, 6) + steps(labels, 6)
+        near(module.cross_encoder(encoder, text, label, labels), passes(pair, labels) + head)
+        kept = passes(text + 2) + steps(labels, 6)
+        near(module.bi_encoder(encoder, text, label, labels, cached=True), kept)
+        near(module.bi_encoder(encoder, text, label, labels), kept + passes(label + 2, labels))
+        reader = module.Encoder(1, 4, 3)
+        read = layer_steps(text + 2, [*[(4, 4)] * 4, (4, 3), (3, 4)], 2, 2)
+        scored = steps(4, 6) + passes(labels + 1) + steps(labels, 6)
+        near(module.soft_encoder(reader, encoder, text, labels, cached=True), scored)
+        near(module.soft_encoder(reader, encoder, text, labels), scored + read)
+    numbers = [module.joint_length(text, label, k) <= 40 for k in range(1, 41)]
+    near(module.labels_that_fit(40, text, label), sum(numbers))
+    rows = [[0.0] * 5 for _ in range(5)]
+    near(module.attention_weights(2, 3, 5, 4), 2 * 3 * 4 * sum(map(len, rows)))
+
+
+def check_speed_up(module: ModuleType) -> None:
+    def one(k: float) -> float:
+        return 50 + 3 * k + 2 * k**2
+
+    numbers, pair = module.quadratic(one), 27.0
+    assert numbers == pytest.approx((50, 3, 2))
+    ratio = [k * pair / one(k) for k in range(1, 40)]
+    for k, expected in enumerate(ratio, start=1):
+        near(module.speed_up(numbers, pair, k), expected)
+    assert ratio.index(max(ratio)) + 1 == module.best_labels(numbers) == 5
+    even = module.break_even(numbers, pair)
+    near(even * pair, one(even))
+    assert even > 5
+    assert math.isnan(module.break_even(numbers, 4.0))
+    for labels, size in ((7, 3), (6, 3), (2, 5)):
+        parts = [range(labels)[i : i + size] for i in range(0, labels, size)]
+        near(module.chunked(one, labels, size), sum(one(len(part)) for part in parts))
+
+
 ORACLES: dict[str, list[Callable[[ModuleType], None]]] = {
     "losses": [
         check_supcon,
@@ -245,6 +338,7 @@ ORACLES: dict[str, list[Callable[[ModuleType], None]]] = {
     ],
     "layers": [check_layers, check_heads],
     "model": [check_model],
+    "costs": [check_layer_costs, check_method_costs, check_speed_up],
 }
 
 

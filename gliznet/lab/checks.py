@@ -60,6 +60,8 @@ class Checks:
     ) -> None:
         """No case falls below its bound by more than the tolerance."""
         gap = np.asarray(found, dtype=float) - np.asarray(bound, dtype=float)
+        if gap.size == 0:
+            raise AssertionError(f"{equation}, {kind}: nothing is compared")
         worst = float(np.max(-gap))
         if not worst <= tolerance:
             raise AssertionError(f"{equation}, {kind}: a case is {worst:.3g} below its bound")
@@ -97,4 +99,6 @@ def _deviation(found: Any, expected: Any) -> float:
     )
     if a.shape != b.shape:
         raise AssertionError(f"shapes differ: {a.shape} and {b.shape}")
-    return float(np.max(np.abs(a - b), initial=0.0))
+    if a.size == 0:
+        raise AssertionError("nothing is compared: both sides are empty")
+    return float(np.max(np.abs(a - b)))
