@@ -888,7 +888,9 @@ checks.rejects(
 # ## The term of the card: partial VICReg
 #
 # The card names the terms and prints no formula.
-# The definition is that of VICReg {cite}`bardes2022vicreg`, without its invariance term.
+# Our reading: the variance and the covariance term of VICReg {cite}`bardes2022vicreg`, over the batch, on embeddings that are not normalised, both with weight one.
+# It is not the paper's own mixture, which gives the variance a much higher weight than the covariance.
+# One could also normalise the labels, take another target or stay within a text; what follows does not judge those.
 # Put all $n$ labels of the batch in one list, whichever text they belong to.
 # Let $m$ be their mean, $\hat e_j = e_j - m$, $C$ their covariance matrix, $s_i$ the standard deviation of dimension $i$, $\gamma$ the target and $\varepsilon$ a small constant.
 #
@@ -1020,6 +1022,7 @@ checks.equal("repulsion-vicreg", "exact", still, 0.0, 1e-13, case="no force at e
 # ### Is it a repulsion?
 #
 # The card calls what is left a pure label-repulsion objective.
+# We judge that for our reading.
 # For the variance term there is a case.
 # Expand the square $(e_{j,i} - e_{k,i})^2$ and sum over all pairs:
 #
@@ -1099,6 +1102,7 @@ checks.at_least(
 # Add a long $v$ to all labels.
 # Every cosine goes to one, and VICReg does not notice.
 # So VICReg can be zero with all labels nearly parallel.
+# This rests on the reading: normalised labels would feel $v$.
 
 # %%
 shift = sp.symbols("v1 v2", real=True)
@@ -1632,7 +1636,7 @@ OUTCOMES = {
     "math-8.2.1-contextual": (
         "verified",
         f"{len(copies)} pairs of copies of one label in two texts have a mean cosine of {copies_cosine:.3f}, "
-        f"the closest one {closest:.4f}.",
+        f"and the closest pair is {1 - closest:.1e} below one.",
     ),
     "math-8.2.1-global": (
         "not testable here",
@@ -1712,6 +1716,11 @@ OUTCOMES = {
         "A risk over whole trainings needs trainings. With weight 0 a collapsed projection did not "
         f"stay collapsed: its mean cosine fell to {away:.3f} in {steps} steps.",
     ),
+    "math-12.1-repulsion-over": (
+        "not testable here",
+        "The source does not say when a separation is too much. It would take trainings with several weights, "
+        "judged on unseen labels. Labels that move freely feel nothing beyond the threshold (repulsion-kink).",
+    ),
     "math-12.4-zero": (
         "verified",
         "The loss is zero exactly if no cosine is positive, which at most 2d labels can reach "
@@ -1734,17 +1743,23 @@ OUTCOMES = {
     ),
     "card-intro-vicreg": (
         "verified",
-        "The package has the variance and the covariance term only; both agree with loops, their "
-        "gradients in three ways (repulsion-vicreg and its two gradients).",
+        "The package has the variance and the covariance term only, and no invariance term; both agree with "
+        "loops, their gradients in three ways (repulsion-vicreg and its two gradients). Our reading: over the "
+        "batch, not normalised, both terms with weight one.",
+    ),
+    "card-intro-sharpens": (
+        "not testable here",
+        "It takes trainings with and without each term, and pairs of similar labels to test on.",
     ),
     "card-intro-pure-repulsion": (
         "corrected",
-        "The covariance term pulls labels towards their mean (repulsion-covariance-pull), and the whole "
+        "For our reading (over the batch, not normalised, both terms with weight one): the covariance term "
+        "pulls labels towards their mean (repulsion-covariance-pull), and the whole "
         f"can be zero with all cosines above {math.floor(parallel_cosine * 1e4) / 1e4:.4f} (repulsion-vicreg-scale).",
     ),
     "card-training-vicreg": (
         "verified",
-        f"The preset has these settings. With at most {card_labels} labels per forward pass in "
+        f"The preset has this weight. In our reading (over the batch, not normalised, both terms with weight one), with at most {card_labels} labels per forward pass in "
         f"{card_dimension} dimensions the term cannot reach zero (repulsion-vicreg-zero).",
     ),
 }
