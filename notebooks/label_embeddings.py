@@ -294,7 +294,7 @@ for name in ("spread over the row", "sum"):
 # ```
 #
 # **Proof.** Linear maps, normalisation and the feed-forward part act on each row alone, so they commute with $P$.
-# Self-attention gives row $i$ the value $\sum_k \operatorname{softmax}_k(\langle q_i, k_k \rangle)\, v_k$, a sum over all rows, which does not depend on their order.
+# Self-attention gives row $i$ the value $\sum_{i'} \operatorname{softmax}_{i'}(\langle q_i, k_{i'} \rangle)\, v_{i'}$, a sum over all rows, which does not depend on their order.
 # A composition of maps that commute with $P$ commutes with $P$. ∎
 #
 # Together: without positions the embedding of a label does not change when tokens or labels move, because {eq}`eq-label-embeddings-equivariance` moves the states along and {eq}`eq-label-embeddings-permutation` ignores the move.
