@@ -18,7 +18,7 @@
 # What does its temperature do, and in which direction?
 # How does the text vector move when the label or a token moves?
 #
-# This chapter treats math §6, the attention temperature of §12.2 and Appendix B.1.
+# This chapter treats math §6, the attention of §11.1, its temperature in §12.2 and Appendix B.1.
 # The code is `label_conditioned_attention` in `gliznet/layers.py` and `_text_embeddings` in `gliznet/model.py`.
 # {doc}`../notation` has the common symbols; $b$ numbers the texts of a batch and $K_b$ is the number of labels of text $b$.
 
@@ -264,7 +264,7 @@ with torch.no_grad():
     tiny.log_tau_attn.zero_()
 
 # %% [markdown]
-# The scores are sums of a few hundred products of moderate size, so float64 agrees to about $10^{-13}$; the tolerances allow some orders more because a weight turns an absolute error of its score into a relative one.
+# A score sums $d_p$ rounded products, and a weight turns the absolute error of its score into a relative one: hence tolerances some orders above the round-off of float64.
 #
 # ## The batch
 #
@@ -653,7 +653,7 @@ checks.equal(
 )
 
 # %% [markdown]
-# Central differences with a step of $10^{-5}$ err by about $10^{-10}$ times a third derivative, which is of order ten to a hundred here; the tolerance is $10^{-7}$.
+# Central differences with a step $h = 10^{-5}$ err by $h^2 / 6$ times a third derivative; the tolerance of $10^{-7}$ leaves room for a large one.
 # Automatic differentiation has only round-off, hence $10^{-12}$.
 #
 # ## The temperature
@@ -713,6 +713,11 @@ checks.equal(
 #
 # Cold attention reads the best token, or the mean of the best ones if they tie.
 # Hot attention is the plain mean of the text, the switch `text_embedding="mean"` of the package.
+#
+# **Dilution.** Math §11.1 says that a label avoids dilution by irrelevant content.
+# Let one token score $D$ above $n - 1$ equal others, before the division by $\tau$.
+# Its weight is $1 / (1 + (n - 1)\, e^{-D / \tau})$, which falls to zero as the text grows.
+# So attention weakens the dilution and does not avoid it, unless leads grow with $\log n$ or $\tau$ falls.
 #
 # Last, the temperature and the length of the label are one quantity:
 #
@@ -864,6 +869,20 @@ frozen = by_package(e, z, np.ones(6, bool), 1e-4)[0]
 checks.equal("attention-cold", "search", frozen, z[best].mean(dim=0), 1e-12, case="limit")
 boiling = by_package(e, z, np.ones(6, bool), 1e12)[0]
 checks.equal("attention-hot", "search", boiling, z.mean(dim=0), 1e-10, case="limit")
+
+LEAD, SIZES = 3.0, (10, 100, 500)
+diluted = []
+for size in SIZES:
+    z = torch.zeros(size, 1, dtype=torch.float64)
+    z[0] = LEAD
+    diluted.append(float(by_package(one, z, np.ones(size, bool), 1.0)[1][1:].sum()))
+kept = [1 / (1 + (size - 1) * math.exp(-LEAD)) for size in SIZES]
+checks.equal(
+    "attention-cold", "naive", diluted, 1 - np.array(kept), 1e-12, case="one leading token"
+)
+report.metric(
+    "effect/math-11.1-dilution", diluted[1], unit="weight of the 99 irrelevant tokens of 100"
+)
 
 # %% [markdown]
 # The same on real texts: one curve per label, its entropy over the largest possible one, and its largest weight.
@@ -1275,7 +1294,7 @@ show(figure)
 # - **Choose the scale with the score.** With dot products the length of the label sets its own temperature. With cosines the start must be well below one, or the text embedding is close to the plain mean.
 # - **Keep the control tokens out.** `attention_positions="text"` is the default; the literal set stays available as `unlabelled` for comparison.
 # - **A token learns twice.** Its gradient has a value part that pulls it towards what the label wants, and a key part that changes how much it counts. Cutting the key part, for instance by a stopped gradient in the scores, changes the model.
-# - **Confident attention stops learning.** As one weight tends to one, the covariance tends to zero, and with it the gradient to the label.
+# - **Confident attention stops learning.** As one weight tends to one, the covariance tends to zero, and with it the part of the label's gradient that passes through the text embedding.
 #
 # ## Edge cases
 #
@@ -1347,9 +1366,9 @@ OUTCOMES = {
     ),
     "math-6.2-unique": (
         "verified",
-        f"Each label has an embedding of its own; two agree exactly if their labels' difference is "
-        f"orthogonal to all token differences, so always on a one-token text (search over "
-        f"{len(products)} pairs, exact).",
+        f"One embedding is computed per label. They need not differ: with dot-product scores two "
+        f"agree exactly if their labels' difference is orthogonal to all token differences, so "
+        f"always on a one-token text (search over {len(products)} pairs, exact).",
     ),
     "math-6.3-score": (
         "verified",
@@ -1385,6 +1404,12 @@ OUTCOMES = {
         "corrected",
         f"The printed formula has no mask: on {name} {outside_mean:.2f} of the weight falls "
         f"outside the text.",
+    ),
+    "math-11.1-dilution": (
+        "corrected",
+        f"With a lead of {LEAD:g} at temperature 1, irrelevant tokens draw "
+        f"{', '.join(f'{x:.2f}' for x in diluted)} of the weight at {', '.join(map(str, SIZES))} "
+        f"tokens (attention-cold, naive).",
     ),
     "math-12.2-tau-attn-direction": (
         "corrected",
