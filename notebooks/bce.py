@@ -78,7 +78,7 @@ checks = Checks(report)
 # %% [markdown]
 # ## Where it sits
 #
-# The mathematics document treats this term in §8.3, its temperature again in §12.2 and its weight in §12.1.
+# The mathematics document treats this term in §8.3, its promise in §11.1, its weight in §12.1 and its temperature in §12.2.
 # The probability that it trains comes back in step 7 of §10.1 and in the rule of §10.2.
 # The model card calls the term auxiliary.
 # In the code it is one function, and one method of the model that turns scores into logits of probabilities.
@@ -330,7 +330,7 @@ checks.equal("bce-gradient-scales", "naive", by_scales, formula_scales, DIFFEREN
 # The table takes random batches in three settings.
 
 # %% tags=["hide-input"]
-E2 = math.exp(2.0)  # the source's start of both scales
+E2 = math.exp(2.0)  # the source's start of tau, the package's of tau_BCE
 
 
 def printed_against_true(tau, tau_bce):
@@ -646,7 +646,11 @@ paste("bce_apart", f"{apart:.2f}")
 # {math}`|c| \le 1` and {math}`\sigma` rises.
 # A pair costs least at {math}`c = 1` if it is true and at {math}`c = -1` if it is false; both cost {math}`\log(1 + e^{-\tau_{\text{BCE}}})`.
 #
-# And the cosine head has one free number per probability scale, with no bias beside it.
+# And the cosine head has a scale and no bias beside it.
+# The side of one half is that of the cosine, at every scale.
+# If every cosine is {math}`1/2` and one pair in five is true, every scale states at least one half, and the mean error is at least {math}`3/10`.
+# So math §11.1 says too much when BCE "ensures" calibration: BCE asks for it.
+#
 # For given cosines a trained {math}`\tau_{\text{BCE}}` satisfies one equation, {math}`\sum (\sigma(\tilde s) - y)\, c = 0`, by {eq}`eq-bce-gradient-scales`.
 # Nothing makes the mean probability equal the share of true pairs.
 # That would be {math}`\sum (\sigma(\tilde s) - y) = 0`, the equation of a bias.
@@ -693,6 +697,10 @@ checks.at_least("bce-range", "search", costs, np.logaddexp(0, -taus), ROUND_OFF,
 best = torch.tensor([[E2, -E2]], dtype=torch.float64)
 perfect = bce_loss(best, (best > 0).double(), torch.ones(1, 2, dtype=torch.bool), E2, E2)
 checks.equal("bce-range", "exact", perfect, math.log1p(math.exp(-E2)), ROUND_OFF, case="reached")
+stated = expit(0.5 * np.geomspace(1e-12, 100, 100 * cases))  # every cosine 1/2, all scales
+uncalibrated = float((stated - 1 / 5).min())  # one pair in five is true
+checks.at_least("bce-range", "search", stated - 1 / 5, 3 / 10, ROUND_OFF, "no scale calibrates")
+report.metric("effect/math-11.1-bce-calibration", uncalibrated, unit="least calibration error")
 
 # %% [markdown]
 # ## The probability at inference
@@ -724,7 +732,7 @@ checks.equal("bce-range", "exact", perfect, math.log1p(math.exp(-E2)), ROUND_OFF
 # **Proof.**
 # {math}`\operatorname{logit} \sigma(u) = u`, which gives the first equation; logit rises and {math}`\rho > 0`, which gives the second.
 # The slope of {math}`\sigma` is at most one quarter, which gives the third.
-# {math}`\sigma(\tau c)` moves away from one half as {math}`\tau` grows, which gives the last: the literal probability is overconfident for {math}`\tau > \tau_{\text{BCE}}` and underconfident for {math}`\tau < \tau_{\text{BCE}}`.
+# {math}`\sigma(\tau c)` moves away from one half as {math}`\tau` grows, which gives the last: the literal probability is the more extreme one for {math}`\tau > \tau_{\text{BCE}}` and the less extreme one for {math}`\tau < \tau_{\text{BCE}}`.
 #
 # Four consequences.
 # The order of the labels is the same in both readings, so average precision and reciprocal rank cannot tell them apart.
@@ -1028,7 +1036,7 @@ show(figure)
 # %% [markdown]
 # ## What this means in practice
 #
-# - Read probabilities with `probability="bce"`. The literal reading is right only as long as {math}`\tau` and {math}`\tau_{\text{BCE}}` stay together. They start at the same value, so a short run hides the difference.
+# - Read probabilities with `probability="bce"`. The literal reading is right only as long as {math}`\tau` and {math}`\tau_{\text{BCE}}` stay together. In the package they start at the same value, so a short run hides the difference.
 # - Rankings and decisions at one half do not depend on the reading. A tuned threshold does.
 # - With the cosine head the threshold one half means *cosine zero*, and no temperature can move it. A bias could; the weighted dot product and the bilinear head have one.
 # - The weight {math}`\lambda_{\text{BCE}}` does not appear in the equation that {math}`\tau_{\text{BCE}}` satisfies: no other term touches {math}`\tau_{\text{BCE}}`, so a factor before BCE leaves its best value where it is. The weight acts through the cosines only. There, more weight cannot raise the BCE of the best solution on the training rows, by {eq}`eq-objective-monotone`. That is log loss and not ECE, and it says nothing of new texts.
@@ -1103,8 +1111,8 @@ verdicts = {
         "the expected cost is smallest at the true probability only (identity, bound and search); the cosine head has a scale and no bias, so it need not get there",
     ),
     "math-8.3.2-stability": (
-        "verified",
-        f"in its limit: with a single candidate SupCon's gradient is {alone['SupCon']:g} and BCE's {alone['BCE']:.2f}; the noise of longer runs is not judged here",
+        "not testable here",
+        f"it takes models trained with and without BCE on texts with few candidates, several seeds each; only the limit is known: with a single candidate SupCon's gradient is {alone['SupCon']:g} and BCE's {alone['BCE']:.2f}, which is a missing signal and no noise",
     ),
     "math-8.3.3": (
         "corrected",
@@ -1120,15 +1128,23 @@ verdicts = {
     ),
     "math-10.1-probability": (
         "corrected",
-        f"BCE trains sigma(sim / tau * tau_BCE); in {source} both readings differ by {mean_gap:.4f} on average, with ECE {literal_ece:.3f} literal and {trained_ece:.3f} trained, at tau / tau_BCE = {RATIO:.3f}; at a ratio of two a calibrated model would read {doubled:.3f} off",
+        f"BCE trains sigma(sim / tau * tau_BCE); in {source} both readings differ by {mean_gap:.4f} on average, with ECE {literal_ece:.3f} literal and {trained_ece:.3f} trained, at tau / tau_BCE = {RATIO:.3f}; at a ratio of two a calibrated model would read {doubled:.3f} off; {100 * untranslated:.0f} % of random decisions change if the threshold is not translated",
     ),
-    "math-10.2-probability": (
-        "verified",
-        f"at one half both readings decide alike on every pair; at other thresholds {100 * untranslated:.0f} % of random decisions change unless the threshold is translated",
+    "math-11.1-bce-calibration": (
+        "corrected",
+        f"the expected cost is smallest at the true probability (bce-proper), but the cosine head need not reach it: with every cosine 1/2 and one pair in five true the calibration error is at least {uncalibrated:.2f} at every scale (bce-range); in {source} it is {trained_ece:.3f}",
     ),
     "math-12.1-bce-weight": (
         "verified",
         "as log loss on the training rows: at a global minimum more weight cannot raise BCE, and cannot lower the rest; tau_BCE's own best value does not depend on the weight",
+    ),
+    "math-12.1-bce-overfit": (
+        "not testable here",
+        "it takes models trained with several weights, and their log loss on training rows and on new texts",
+    ),
+    "math-12.1-bce-representations": (
+        "not testable here",
+        "the source does not say how a representation is judged; it takes models trained with several weights and a task that reads their embeddings",
     ),
     "math-12.2-tau-bce": (
         "verified",
@@ -1137,6 +1153,10 @@ verdicts = {
     "card-bce-auxiliary": (
         "verified",
         "the card preset has this weight, and its bilinear head sees the score unscaled",
+    ),
+    "card-not-calibrated": (
+        "not testable here",
+        "a statement on the published model, which is not at hand; it takes that model and texts with known labels (bce-ece)",
     ),
 }
 for name, (verdict, why) in verdicts.items():
