@@ -34,7 +34,7 @@ texts: int = 8  # texts of the shipped corpus whose embedding norms are measured
 # ## Where it sits
 #
 # The head is the last step of the model.
-# Its statements stand in math §7, §11.1 and §12.2, its use in math §10.1 and §10.2, and its description by the card under "Limitations".
+# Its statements stand in math §7, §11.1 and §12.2, its use in math §10.1 and §10.2, its shapes in Appendix A, and its description by the card under "Limitations".
 # The code is `gliznet.layers.SimilarityHead`.
 
 # %% tags=["hide-input"]
@@ -51,8 +51,12 @@ from IPython.display import Code
 from torch.autograd import grad, gradcheck
 from torch.autograd.functional import hessian, jacobian
 
-from gliznet import GliZNetConfig, ZeroShotClassificationPipeline
-from gliznet.backbones import load_or_build
+from gliznet import (
+    GliZNetConfig,
+    GliZNetForSequenceClassification,
+    ZeroShotClassificationPipeline,
+)
+from gliznet.backbones import load_or_build, resolve
 from gliznet.data.corpus import hardset_mini
 from gliznet.lab.checks import Checks
 from gliznet.lab.figures import COLOURS, quiet, show, use_style
@@ -60,7 +64,6 @@ from gliznet.lab.ledger import judged
 from gliznet.lab.records import Reporter
 from gliznet.lab.tables import paste, paste_table
 from gliznet.layers import SimilarityHead, label_conditioned_attention, projection
-from gliznet.losses import bce_loss
 
 quiet()
 use_style()
@@ -254,24 +257,35 @@ def by(expression, variables):
 
 
 # A residual vector is zero if its product with a vector of free symbols is.
-formula = t / norm_u * (sv / norm_v - symbolic_cosine * su / norm_u)
-checks.zero("heads-cosine-gradient", sa.dot(by(t * symbolic_cosine, su) - formula))
+for one, other, n_one, n_other in ((su, sv, norm_u, norm_v), (sv, su, norm_v, norm_u)):
+    formula = t / n_one * (other / n_other - symbolic_cosine * one / n_one)
+    residual = sa.dot(by(t * symbolic_cosine, one) - formula)
+    checks.zero("heads-cosine-gradient", residual, str(one[0])[0])
+by_scale = (t * symbolic_cosine).diff(t) - (su / norm_u).dot(sv / norm_v)
+checks.zero("heads-cosine-gradient", by_scale, "tau")
 dot = sum(sw[i] * su[i] * sv[i] for i in range(3)) + b
 bil = (su.T * sW * sv)[0] + b
-for variable, formula in ((su, sw.multiply_elementwise(sv)), (sw, su.multiply_elementwise(sv))):
-    checks.zero("heads-dot-gradient", sa.dot(by(dot, variable) - formula), str(variable[0])[0])
+for variable, others in ((su, (sw, sv)), (sv, (sw, su)), (sw, (su, sv))):
+    residual = by(dot, variable) - others[0].multiply_elementwise(others[1])
+    checks.zero("heads-dot-gradient", sa.dot(residual), str(variable[0])[0])
 for variable, formula in ((su, sW * sv), (sv, sW.T * su)):
     checks.zero("heads-bilinear-gradient", sa.dot(by(bil, variable) - formula), str(variable[0])[0])
+for name, expression in (("dot", dot), ("bilinear", bil)):
+    checks.zero(f"heads-{name}-gradient", expression.diff(b) - 1, "b")
 outer = by(bil, list(sW)).reshape(3, 3) - su * sv.T
 checks.zero("heads-bilinear-gradient", (sa.T * outer * sw)[0], "W")
 
 
 # %%
+def unit(x):
+    """Vectors of length one."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
 def cosine_gradient(u, v, tau):
     """The formula, for stacks of vectors."""
-    unit_u, unit_v = (x / x.norm(dim=-1, keepdim=True) for x in (u, v))
-    cosine = (unit_u * unit_v).sum(-1, keepdim=True)
-    return tau / u.norm(dim=-1, keepdim=True) * (unit_v - cosine * unit_u)
+    cosine = (unit(u) * unit(v)).sum(-1, keepdim=True)
+    return tau / u.norm(dim=-1, keepdim=True) * (unit(v) - cosine * unit(u))
 
 
 def central(f, x, step=1e-5):
@@ -286,9 +300,18 @@ def central(f, x, step=1e-5):
 
 
 w, W = heads["dot"].weight.detach(), heads["bilinear"].weight.detach()
-by_text = {"cosine": cosine_gradient(U, V, TAU), "dot": w * V, "bilinear": V @ W.T}
-by_label = {"cosine": cosine_gradient(V, U, TAU), "dot": w * U, "bilinear": U @ W}
-by_weight = {"dot": (U * V).sum((0, 1)), "bilinear": (U[0, :, :, None] * V[0, :, None, :]).sum(0)}
+
+
+def gradient_formulas(kind, u, v):
+    """The proposition, one row per pair."""
+    if kind == "cosine":
+        by_label = cosine_gradient(v, u, TAU)
+        cosine = (unit(u) * unit(v)).sum(-1)
+        return {"text": cosine_gradient(u, v, TAU), "label": by_label, "tau": cosine}
+    found = {"bias": torch.ones(len(u), dtype=torch.float64)}
+    if kind == "dot":
+        return found | {"text": w * v, "label": w * u, "weight": u * v}
+    return found | {"text": v @ W.T, "label": u @ W, "weight": u[:, :, None] * v[:, None, :]}
 
 
 def naive_gradients(kind, numbers):
@@ -306,32 +329,28 @@ def naive_gradients(kind, numbers):
         table = x if kind == "dot" else np.reshape(x, (D, D)).tolist()
         return naive(kind, u, v, tau, (table, numbers[1]))
 
-    return found | {"weight": central(of_weight, flat)}
+    by_bias = central(lambda x: naive(kind, u, v, tau, (numbers[0], x[0])), [numbers[1]])
+    return found | {"weight": central(of_weight, flat), "bias": by_bias}
 
 
-formulas = {kind: {"text": by_text[kind][0, 0], "label": by_label[kind][0, 0]} for kind in heads}
-formulas["cosine"]["tau"] = scores["cosine"][:1] / TAU
-formulas["dot"]["weight"] = U[0, 0] * V[0, 0]
-formulas["bilinear"]["weight"] = torch.outer(U[0, 0], V[0, 0]).flatten()
+by_formula = {kind: gradient_formulas(kind, U[0], V[0]) for kind in heads}
 for kind, head in heads.items():
     leaves = [x.clone().requires_grad_() for x in (U, V, TAU)]
     assert gradcheck(head, leaves)
-    found = grad(head(*leaves).sum(), [*leaves[:2], *head.parameters()])
-    name, numbers = f"heads-{kind}-gradient", weights_of(head)
-    checks.equal(name, "autograd", found[0], by_text[kind], 1e-11, "text")
-    checks.equal(name, "autograd", found[1], by_label[kind], 1e-11, "label")
-    if kind != "cosine":
-        checks.equal(name, "autograd", found[2], by_weight[kind], 1e-11, "weight")
-        checks.equal(name, "autograd", found[3], float(cases), 1e-11, "bias")
-    for part, differences in naive_gradients(kind, numbers).items():
-        checks.equal(name, "naive", differences, formulas[kind][part], CENTRAL, part)
-leaf = TAU.clone().requires_grad_()
-found = grad(heads["cosine"](U[:, :1], V[:, :1], leaf).sum(), leaf)[0]
-checks.equal("heads-cosine-gradient", "autograd", found, scores["cosine"][0] / TAU, ROUND, "tau")
+    inputs = {"text": leaves[0], "label": leaves[1]}
+    if kind == "cosine":
+        inputs["tau"] = leaves[2]
+    else:
+        inputs |= {"weight": head.weight, "bias": head.bias}
+    found = dict(zip(inputs, grad(head(*leaves).sum(), list(inputs.values())), strict=True))
+    name, differences = f"heads-{kind}-gradient", naive_gradients(kind, weights_of(head))
+    for part, formula in by_formula[kind].items():
+        expected = formula[None] if part in ("text", "label") else formula.sum(0)
+        checks.equal(name, "autograd", found[part], expected, 1e-11, part)
+        checks.equal(name, "naive", differences[part], formula[0].reshape(-1), CENTRAL, part)
 unprojected = TAU / U.norm(dim=-1, keepdim=True) * V / V.norm(dim=-1, keepdim=True)
-checks.rejects(
-    "heads-cosine-gradient", "radial part forgotten", unprojected, by_text["cosine"], 1e-11
-)
+radial = by_formula["cosine"]["text"][None]
+checks.rejects("heads-cosine-gradient", "radial part forgotten", unprojected, radial, 1e-11)
 
 # %% [markdown]
 # ### What the cosine's gradient looks like
@@ -505,18 +524,11 @@ with torch.no_grad():
     diagonal.bias.copy_(heads["dot"].bias)
     sphere.weight.copy_(TAU * eye)
     sphere.bias.zero_()
-
-
-def unit(x):
-    """Vectors of length one."""
-    return x / x.norm(dim=-1, keepdim=True)
-
-
 checks.equal(
     "heads-nesting", "autograd", gradients(diagonal, eye), gradients(heads["dot"], eye), 1e-11
 )
 by_sphere = jacobian(lambda x: sphere(unit(x), unit(V), TAU).sum(), U)
-checks.equal("heads-nesting", "autograd", by_sphere, by_text["cosine"], 1e-11, "sphere")
+checks.equal("heads-nesting", "autograd", by_sphere, radial, 1e-11, "sphere")
 loops = [
     naive("bilinear", u, v, 0.0, weights_of(diagonal))
     for u, v in zip(U[0].tolist(), V[0].tolist(), strict=True)
@@ -1065,16 +1077,35 @@ curvature = hessian(lambda h: score_corners(model, h[None], label_state)[0], COR
 checks.equal("heads-parallelogram", "autograd", curvature, torch.zeros(2, 2), ROUND)
 signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
 dims = (1, 2, 8, 64)
-mixed, errors = [], []
+mixed, loops, apart, errors = [], [], [], []
+
+
+def naive_projected(part, x):
+    """W x + b by loops, with the weights of a projection of the package."""
+    matrix, shift = weights_of(part)
+    return [
+        sum(a * b for a, b in zip(row, x, strict=True)) + c
+        for row, c in zip(matrix, shift, strict=True)
+    ]
+
+
 for d_p, seed in itertools.product(dims, range(cases)):
     model = small_model(d_p, seed=seed)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(3.0)
         found = score_corners(model, CORNERS, label_state)
-    mixed.append(float(signs @ found / (1 + found.abs().max())))
+    own = naive_projected(model[1], label_state.tolist())
+    texts_by_loop = [naive_projected(model[0], x) for x in CORNERS.tolist()]
+    by_loop = [naive("bilinear", x, own, 0.0, weights_of(model[2])) for x in texts_by_loop]
+    size = 1 + max(map(abs, by_loop))
+    loops.append((by_loop[0] - by_loop[1] - by_loop[2] + by_loop[3]) / size)
+    apart.append(float((found - found.new_tensor(by_loop)).abs().max()) / size)
+    mixed.append(float(signs @ found) / size)
     errors.append(float((found - TARGET).abs().max()))
-checks.equal("heads-parallelogram", "naive", mixed, np.zeros(len(mixed)), ROUND)
+checks.equal("heads-parallelogram", "naive", loops, np.zeros(len(loops)), ROUND)
+checks.equal("heads-parallelogram", "naive", apart, np.zeros(len(apart)), ROUND, "package")
+checks.equal("heads-parallelogram", "search", mixed, np.zeros(len(mixed)), ROUND)
 checks.at_least("heads-xor", "search", errors, 0.5)
 checks.equal("heads-xor", "exact", float((0.5 - TARGET).abs().max()), 0.5, case="constant")
 
@@ -1219,98 +1250,38 @@ show(figure)
 # %% [markdown]
 # ## From a score to a decision
 #
-# Math §10.1 takes {math}`p_j = \sigma(\mathrm{sim}_j)` as the probability of a label.
-# Training fitted {math}`\sigma(\tilde s_j)` with {math}`\tilde s_j = \mathrm{sim}_j\, \tau_{\text{BCE}} / \tau` (math §8.3.1).
-# The two agree only if {math}`\tau = \tau_{\text{BCE}}`.
-#
-# **Proposition.** Let a label be true with probability {math}`\pi` and let {math}`\rho = \tau / \tau_{\text{BCE}}`. The score that minimises the expected BCE gives
-#
-# ```{math}
-# :label: eq-heads-probability
-# \sigma(\tilde s) = \pi, \qquad \sigma(\mathrm{sim}) = \frac{\pi^\rho}{\pi^\rho + (1 - \pi)^\rho}.
-# ```
-#
-# *Proof.* The derivative of the expected loss by {math}`\mathrm{sim}` is {math}`(\sigma(\tilde s) - \pi) / \rho`, which vanishes at {math}`\sigma(\tilde s) = \pi` only.
-# There {math}`\mathrm{sim} = \rho\, \tilde s = \rho \log(\pi / (1 - \pi))`, and the logistic function of that is the second expression. ∎
-#
-# With {math}`\rho > 1` the printed probability is too sure of itself, with {math}`\rho < 1` too timid.
-# The package uses {math}`\sigma(\tilde s)`; `probability="logits"` gives the printed one.
-# For the bilinear and the dot head {math}`\rho = 1` and nothing changes.
-
-# %%
-pi, rho, sim = sympy.symbols("pi rho s", positive=True)
-sigma = 1 / (1 + sympy.exp(-sim / rho))
-risk = -(pi * sympy.log(sigma) + (1 - pi) * sympy.log(1 - sigma))
-checks.zero("heads-probability", risk.diff(sim) - (sigma - pi) / rho, "slope")
-optimum = rho * sympy.log(pi / (1 - pi))
-printed = pi**rho / (pi**rho + (1 - pi) ** rho)
-checks.zero("heads-probability", sigma.subs(sim, optimum) - pi)
-checks.zero(
-    "heads-probability",
-    (1 / (1 + sympy.exp(-optimum)) - printed).subs(rho, 3),
-    "printed, rho = 3",
-)
-
-true_share = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
-tau, tau_bce = 12.0, 4.0
-ratio = tau / tau_bce
-best_sim = (ratio * torch.logit(true_share))[None].requires_grad_()
-mask = torch.ones(1, 49, dtype=torch.bool)
-slope_at_best = grad(bce_loss(best_sim, true_share[None], mask, tau, tau_bce), best_sim)[0]
-checks.equal("heads-probability", "autograd", slope_at_best, torch.zeros(1, 49), ROUND)
-literal = torch.sigmoid(best_sim.detach())[0]
-
-
-def best_by_search(share):
-    """Score with the smallest expected BCE, by ternary search."""
-
-    def loss(s):
-        p = 1 / (1 + math.exp(-s / ratio))
-        return -(share * math.log(p) + (1 - share) * math.log(1 - p))
-
-    low, high = -40.0, 40.0
-    for _ in range(200):
-        third = (high - low) / 3
-        low, high = (
-            (low + third, high) if loss(low + third) > loss(high - third) else (low, high - third)
-        )
-    return low
-
-
-found = [1 / (1 + math.exp(-best_by_search(x))) for x in true_share.tolist()]
-odds = true_share**ratio / (true_share**ratio + (1 - true_share) ** ratio)
-# Near a minimum a search cannot tell losses that differ by round-off: the root of 1e-16.
-checks.equal("heads-probability", "naive", found, odds, 1e-6)
-checks.rejects("heads-probability", "sigmoid of sim is the probability", literal, true_share, 1e-6)
-probability_error = float((literal - true_share).abs().max())
-paste("heads_probability_error", f"{probability_error:.2f}")
-paste("heads_probability_ratio", f"{ratio:g}")
-
-# %% [markdown]
-# For {math}`\rho` = {glue:text}`heads_probability_ratio` the printed probability is off by up to {glue:text}`heads_probability_error`.
-#
-# ### The threshold
+# BCE trains the probability {math}`\sigma(\tilde s_j)`, where {math}`\tilde s_j = \mathrm{sim}_j\, \tau_{\text{BCE}} / \tau` under the cosine head and {math}`\tilde s_j = \mathrm{sim}_j` under the others (math §8.3.1).
+# Math §10.1 prints {math}`\sigma(\mathrm{sim}_j)`; {eq}`eq-bce-mismatch` relates the two readings.
+# What is left for this page is the rule.
 #
 # Math §10.2 accepts a label if {math}`p_j \ge \delta`, or takes the {math}`k` largest.
-# Since {math}`\sigma` rises strictly, the rule is a threshold on the score:
+# Under the cosine head the first is a threshold on the score, since {math}`\sigma` rises strictly:
 #
 # ```{math}
 # :label: eq-heads-decision
-# \sigma(\tilde s_j) \ge \delta \iff \mathrm{sim}_j \ge \rho \log \frac{\delta}{1 - \delta}, \qquad 0 < \delta < 1.
+# \sigma(\tilde s_j) \ge \delta \iff \mathrm{sim}_j \ge \frac{\tau}{\tau_{\text{BCE}}} \log \frac{\delta}{1 - \delta}, \qquad 0 < \delta < 1.
 # ```
 #
-# *Proof.* Apply the inverse of {math}`\sigma` and multiply by {math}`\rho > 0`. ∎
+# *Proof.* Apply the inverse of {math}`\sigma` and multiply by {math}`\tau / \tau_{\text{BCE}} > 0`. ∎
 #
 # It follows that
 #
 # - at {math}`\delta = 1/2` the rule is {math}`\mathrm{sim}_j \ge 0`, and the two readings of math §10.1 decide alike;
-# - at any other {math}`\delta` they differ as soon as {math}`\rho \ne 1`;
+# - at any other {math}`\delta` they differ as soon as {math}`\tau \ne \tau_{\text{BCE}}`;
+# - a higher {math}`\delta` never raises recall, but precision can move either way: if a false label has the highest probability, a threshold just below it leaves precision zero;
 # - the {math}`k` best labels never depend on {math}`\tau`, {math}`\tau_{\text{BCE}}` or the reading;
 # - {math}`\delta = 0` accepts everything; under the cosine head so does every {math}`\delta \le \sigma(-\tau_{\text{BCE}})`, and every {math}`\delta > \sigma(\tau_{\text{BCE}})` accepts nothing.
+#
+# Math §10.2 prints the other rule as {math}`\text{top}_k(\{p_1, \dots, p_K\})`.
+# That is a set of probabilities, where labels are wanted, and it holds equal ones once.
+# Right are the {math}`k` indices {math}`j` with the largest {math}`p_j`, ties broken by a fixed order.
+# The package takes the order of the candidates.
 #
 # The check runs the package's pipeline on an encoder, with unequal temperatures.
 
 # %%
+tau, tau_bce = 12.0, 4.0
+ratio = tau / tau_bce
 examples = hardset_mini("test")[:texts]
 corpus_texts = [e.text for e in examples]
 corpus_labels = [[*e.labels, *e.not_labels] for e in examples]
@@ -1321,9 +1292,8 @@ with torch.no_grad():
 pipeline = ZeroShotClassificationPipeline(model, tokenizer, device="cpu")
 logits = pipeline.logits(corpus_texts, corpus_labels)
 everything = pipeline(corpus_texts, corpus_labels)
-exact_scores = [result.labels[0].score for result in everything]
 disagree = 0
-for delta in (0.2, 0.7, exact_scores[0]):
+for delta in (0.2, 0.7, everything[0].labels[0].score):
     accepted = pipeline(corpus_texts, corpus_labels, threshold=delta)
     for row, full, kept, names in zip(logits, everything, accepted, corpus_labels, strict=True):
         by_score = [entry.label for entry in full.labels if entry.score >= delta]
@@ -1347,11 +1317,39 @@ distinct = {
     reading: sum(len({entry.score for entry in r.labels}) for r in results)
     for reading, results in (("bce", everything), ("logits", literally))
 }
-at_half = [
-    [[entry.score >= 0.5 for entry in r.labels] for r in results]
-    for results in (everything, literally)
-]
-checks.equal("heads-decision", "exact", int(at_half[0] != at_half[1]), 0, case="delta = 1/2")
+for results in (everything, literally):
+    at_half = [entry.score >= 0.5 for r in results for entry in r.labels]
+    positive = [float(x) >= 0 for row in logits for x in row]
+    checks.equal(
+        "heads-decision",
+        "exact",
+        at_half,
+        positive,
+        case="delta = 1/2, " + ("bce" if results is everything else "logits"),
+    )
+
+
+def precision_recall(probabilities, true, delta):
+    """Both shares by counting; some label is accepted and some label is true."""
+    hits = sum(t for p, t in zip(probabilities, true, strict=True) if p >= delta)
+    return hits / sum(p >= delta for p in probabilities), hits / sum(true)
+
+
+falls = [precision_recall((0.9, 0.8), (0, 1), delta) for delta in (0.7, 0.85)]
+checks.equal("heads-decision", "exact", falls, [(0.5, 1), (0, 0)], case="precision falls")
+rises = [precision_recall((0.9, 0.8), (1, 0), delta) for delta in (0.7, 0.85)]
+checks.equal("heads-decision", "exact", rises, [(0.5, 1), (1, 1)], case="precision rises")
+
+# A scale near zero ties all labels; the set of their probabilities then has one member.
+with torch.no_grad():
+    model.log_tau.fill_(-60.0)
+model.config.probability = "logits"
+tied = pipeline(corpus_texts[0], corpus_labels[0], top_k=3).labels
+model.config.probability = "bce"
+assert len({entry.score for entry in tied}) == 1
+first_three = [corpus_labels[0].index(entry.label) for entry in tied]
+checks.equal("heads-decision", "exact", first_three, [0, 1, 2], case="ties")
+lost = len(tied) - len({entry.score for entry in tied})
 spread_sims = torch.linspace(-tau, tau, 2001, dtype=torch.float64)
 deltas = torch.rand(searched, 1, generator=generator, dtype=torch.float64)
 limits = ratio * torch.logit(deltas)
@@ -1368,14 +1366,35 @@ checks.equal("heads-decision", "search", wrong, 0, case="order")
 # ### The whole of math §10.1
 #
 # The seven steps, with the package's parts called one by one, give what the model's forward pass gives.
+# The projections of this model are narrower than its encoder, so that no two sizes of Appendix A agree by chance.
 
 # %%
 batch = tokenizer(corpus_texts[:2], corpus_labels[:2])
+batch = {k: batch[k] for k in ("input_ids", "attention_mask", "lmask")}
+d_p = 24
+torch.manual_seed(0)
+model = GliZNetForSequenceClassification.from_backbone(
+    resolve(backbone, report.out), tokenizer, projected_dim=d_p, projection_init="default"
+)
+B, L, K, d_h = *batch["input_ids"].shape, int(batch["lmask"].max()), model.config.hidden_size
+assert len({B, L, K, d_h, d_p}) == 5
 with torch.inference_mode():
-    output = model(**{k: batch[k] for k in ("input_ids", "attention_mask", "lmask")})
+    output = model(**batch, labels=(torch.arange(K) < 2).float().expand(B, K))
     hidden = model.backbone(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
     ).last_hidden_state
+    projected = model.text_projection(hidden), model.label_projection(hidden)
+sizes = [
+    (hidden, (B, L, d_h)),
+    *((x, (B, L, d_p)) for x in projected),
+    (output.label_embeddings, (B, K, d_p)),
+    (output.text_embeddings, (B, K, d_p)),
+    (output.logits, (B, K)),
+    *((x, ()) for x in (model.tau, *output.loss_terms.values())),
+]
+flat = [(len(x.shape), *x.shape) for x, _ in sizes], [(len(shape), *shape) for _, shape in sizes]
+found, expected = (list(itertools.chain.from_iterable(x)) for x in flat)
+checks.equal("heads-cosine", "exact", found, expected, case="shapes of Appendix A")
 stepwise, expected = [], []
 control = set(tokenizer.control_token_ids)
 for row in range(2):
@@ -1389,7 +1408,7 @@ for row in range(2):
             z = model.text_projection(hidden[row, places])
             alpha = (z @ label / model.tau_attn).softmax(0)
             text = alpha @ z
-            sim_j = tau * float(text @ label / (text.norm() * label.norm()))
+            sim_j = float(model.tau) * float(text @ label / (text.norm() * label.norm()))
         stepwise.append(sim_j)
         expected.append(float(output.logits[row, j - 1]))
 # float32, scores up to tau
@@ -1404,7 +1423,7 @@ checks.equal("heads-cosine", "naive", stepwise, expected, 1e-4, "whole forward p
 # %%
 with torch.inference_mode():
     batch = tokenizer(corpus_texts, corpus_labels)
-    output = model(**{k: batch[k] for k in ("input_ids", "attention_mask", "lmask")})
+    output = pipeline.model(**{k: batch[k] for k in ("input_ids", "attention_mask", "lmask")})
 real = output.label_mask
 shortest = {
     name: float(getattr(output, f"{name}_embeddings").norm(dim=-1)[real].min())
@@ -1424,7 +1443,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # - Choose the **cosine** head if the encoder was trained with cosines, or if lengths mean nothing. It needs no parameters and its scores have a known range.
-# - Choose a **bilinear** head if text and label spaces differ by a rotation or a stretch. It costs {math}`d^2` weights and reads lengths. Behind the linear projections of math §4 it forms one matrix with theirs, {math}`W_t^\top W W_l`. So for given attention weights it adds nothing that two projections and a plain dot product lack. What it does add is freedom: the label vector may ask the attention one question and the head another.
+# - Choose a **bilinear** head if text and label spaces differ by a rotation or a stretch. It costs {math}`d^2` weights and reads lengths. Behind the linear projections of math §4 it forms one matrix with theirs, {math}`W_t^\top W W_l`. So for given attention weights it adds nothing beyond its bias {math}`b`, which a plain dot product of projections lacks when {math}`d_p \le d_h`. What it does add is freedom: the label vector may ask the attention one question and the head another.
 # - Do not call bilinear scores cosines, and do not expect them in an interval.
 # - Use {math}`\sigma(\tilde s)` for probabilities. The order of labels does not depend on it.
 # - Bound lengths from below before quoting a Lipschitz constant.
@@ -1478,7 +1497,7 @@ EFFECTS = {
     "card-scores-are-cosines": (doubling, "relative change of a score when the text is doubled"),
     "math-7.1.1-stable-gradients": (gradient_growth, "ratio of gradient lengths"),
     "math-7.1.3-most-expressive": (unexplained, "relative root mean square error"),
-    "math-10.1-probability": (probability_error, "probability"),
+    "math-10.2-top-k": (lost, "labels lost of three"),
     "math-11.1-lipschitz": (steepest, "largest difference quotient over tau"),
     "math-11.1-universal": (smallest_xor, "smallest largest error"),
 }
@@ -1496,18 +1515,18 @@ VERIFIED = {
     "math-7.1.3-parameters": "The head holds d^2 + 1 numbers for d = 1, 2, 7, 384; the printed d^2 leaves out the bias (heads-parameters).",
     "math-7.1.1-fewer-parameters": "The cosine head holds no weight of its own, the dot head d + 1, the bilinear one d^2 + 1 (heads-parameters).",
     "math-10.1-forward-pass": f"The steps taken one by one give the model's {len(stepwise)} scores of two texts up to float32 round-off (heads-cosine, whole forward pass).",
-    "math-10.2-decision": f"The pipeline accepts exactly the labels with sim at least rho logit(delta), equality included, on {texts} texts and three thresholds (heads-decision).",
-    "math-10.2-threshold": f"delta = 1/2 is the sign of sim under either reading of the probability on {texts} texts; other values move the cut to rho logit(delta) (heads-decision).",
-    "math-10.2-top-k": f"The three best labels are those of the scores on {texts} texts, and either reading keeps the order of {searched} random rows (heads-decision); rounding can tie it.",
+    "math-10.2-decision": f"The pipeline accepts exactly the labels with sim at least tau / tau_BCE logit(delta), equality included, on {texts} texts and three thresholds (heads-decision).",
+    "math-10.2-threshold": f"delta = 1/2 is the sign of sim under either reading of the probability on {texts} texts; other values move the cut to tau / tau_BCE logit(delta). A higher delta never raises recall; precision can rise or fall (heads-decision).",
     "math-12.2-tau-sharper": f"The entropy of the softmax falls with tau in all {cases} cases with the slope of the formula (heads-entropy).",
     "math-12.2-tau-start": f"The package starts at {GliZNetConfig().tau:.3f}, the printed 7.4 rounded (heads-cosine, exact).",
+    "math-a-dimensions": f"Hidden states, projections, embeddings, scores, scale and losses of a model with d_h = {d_h} and d_p = {d_p} have the listed shapes, with a batch axis before them where the table leaves it out (heads-cosine, shapes of Appendix A).",
     "card-scoring-head": f"The package's head and nn.Bilinear(D, D, 1) agree, with {in_library} numbers each at D = {D} (heads-bilinear).",
 }
 CORRECTED = {
     "card-scores-are-cosines": f"Doubling the text vector changes a bilinear score by {100 * doubling:.0f} % of its part without bias and a cosine by {cosine_doubling:.0e}; tau is not used by the bilinear head (heads-bilinear).",
     "math-7.1.1-stable-gradients": f"Text vectors shortened by {1 / shrink:.0f} keep their scores and get gradients {gradient_growth:.0f} times as long (heads-gradient-norm).",
     "math-7.1.3-most-expressive": f"The best bilinear form misses {100 * unexplained:.0f} % of the root mean square of cosine scores over {searched} pairs; only dot heads are contained (heads-nesting, heads-scale).",
-    "math-10.1-probability": f"With tau / tau_BCE = {ratio:g} the printed probability is off by up to {probability_error:.2f}; sigma of the rescaled score is the minimiser of BCE (heads-probability).",
+    "math-10.2-top-k": f"The three best labels are those of the scores on {texts} texts, and either reading keeps the order of {searched} random rows. If all labels tie, the package still returns three; the printed set has {3 - lost} member (heads-decision).",
     "math-11.1-lipschitz": f"The difference quotient of the cosine head reaches {steepest:.0e} tau near zero (heads-lipschitz-counter) and self-attention's slope {growth[100.0]:.0f} for tokens of length 100 (heads-self-attention); a constant with r and R holds in {inside_region} cases (heads-lipschitz-chain).",
     "math-11.1-universal": f"For d_p up to {max(fitted.index)} no bilinear head over affine projections gets below an error of {smallest_xor:.3f} on four points (heads-xor); finite tables and free embeddings are possible (heads-interpolation).",
 }
