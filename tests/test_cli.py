@@ -8,7 +8,10 @@ import pytest
 
 from gliznet import cli
 from gliznet.backbones import TINY, fingerprint, load_or_build, resolve
+from gliznet.data import sources
 from gliznet.data.corpus import hardset_mini
+from gliznet.data.registry import registry
+from gliznet.data.sampling import mixes
 from gliznet.data.sources import training_examples
 from gliznet.data.types import Example
 from gliznet.evaluation import ranking_metrics, score_examples
@@ -98,11 +101,19 @@ def test_training_examples_of_a_hub_set(tmp_path):
         training_examples(name, 5, 1)
 
 
-def test_training_examples_of_a_mix(mirror):
-    first, again = (training_examples("mix:broad", 200, 3) for _ in range(2))
+def test_training_examples_of_a_mix(mirror, monkeypatch):
+    """On two small sources; the whole mix against the whole benchmark is in test_sampling."""
+    kept = ("cr", "sst2")
+    benchmark = {name: spec for name, spec in registry().items() if name in kept}
+    monkeypatch.setattr(sources, "registry", lambda: benchmark)
+    broad = mixes()["broad"].sources
+    small = {
+        "sources": {name: broad[name].model_dump() for name in ("nlupp_hotels", "nlupp_banking")}
+    }
+    first, again = (training_examples("mix:broad", 200, 3, small) for _ in range(2))
     assert first == again and len(first) == 200
-    assert training_examples("mix:broad", 200, 4) != first
-    assert training_examples("mix:broad", 200, 3, {"max_candidates": 3}) != first
+    assert training_examples("mix:broad", 200, 4, small) != first
+    assert training_examples("mix:broad", 200, 3, {**small, "max_candidates": 3}) != first
     with pytest.raises(ValueError, match="phrase_rat"):
         training_examples("mix:broad", 200, 3, {"phrase_rat": 0.3})
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import jupytext
@@ -115,6 +116,7 @@ def notebook_prose(path: Path) -> str:
     return "\n\n".join(parts)
 
 
+@cache
 def pages() -> dict[str, str]:
     """Every prose source by its path: pages, notebooks, README."""
     files = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]

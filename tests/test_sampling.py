@@ -1,6 +1,7 @@
 """The training mix: shares, balance, candidates, wordings, development sets, fingerprints."""
 
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from gliznet.data import sampling
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.enrichment import nearest_labels
 from gliznet.data.loading import load
@@ -400,6 +402,7 @@ def test_the_mix_names_registered_sets_and_none_of_the_benchmark():
 
 @pytest.fixture(scope="module")
 def cached(mirror):
+    """Loads a set once for all tests of the real mix, and hashes a text once."""
     found: dict[str, LabelledTexts] = {}
 
     def get(name: str) -> LabelledTexts:
@@ -407,9 +410,12 @@ def cached(mirror):
             found[name] = load(name, root=mirror)
         return found[name]
 
-    return get
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "text_fingerprint", cache(sampling.text_fingerprint))
+        yield get
 
 
+@pytest.mark.no_cover  # hashes every text of the mix: tracing that takes minutes
 def test_no_benchmark_text_is_in_the_real_mix(cached):
     broad = mixes()["broad"]
     benchmark = [cached(name) for name, spec in registry().items() if spec.group == "benchmark"]
@@ -423,6 +429,7 @@ def test_no_benchmark_text_is_in_the_real_mix(cached):
         assert len(folded) == len(set(folded)) <= broad.max_candidates
 
 
+@pytest.mark.no_cover  # hashes every text of the mix: tracing that takes minutes
 def test_the_real_development_labels_are_unseen_in_training(cached):
     broad = mixes()["broad"]
     sets = development_sets(broad, 20, 0, cached)
