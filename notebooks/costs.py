@@ -60,6 +60,7 @@ from transformers import (
     LlamaModel,
     Qwen3Config,
     RobertaConfig,
+    XLMRobertaConfig,
 )
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
@@ -258,16 +259,22 @@ for kind, width in (("Llama", 16), ("Qwen3", 24)):
     square = Encoder(1, 64, 96, sizes.queries, sizes.queries, 2).block(11)
     checks.rejects("costs-layer", f"{kind} with ungrouped keys", square, sizes.block(11), 1e-9)
 _, layer, _ = decoder_layer("Llama", 4, 2, 16)
-checks.equal("costs-layer", "library", layer.self_attn.scaling, 16**-0.5, case="scores are scaled")
+families = [layer] + [
+    on_meta(kind(**SIZES)).encoder.layer[0] for kind in (RobertaConfig, XLMRobertaConfig)
+]
+checks.equal(
+    "costs-layer",
+    "library",
+    [x.scaling for one in families for x in one.modules() if hasattr(x, "scaling")],
+    [16**-0.5] * 3,
+    case="the scores of three families are scaled",
+)
+layer_norms = [
+    type(x).__name__ for one in families for x in one.modules() if "Norm" in type(x).__name__
+]
 orthogonal_gap = layer.self_attn.o_proj.weight.detach()
 orthogonal_gap = float((orthogonal_gap @ orthogonal_gap.T - torch.eye(64)).abs().max())
-layer_norms = [type(x).__name__ for x in layer.modules() if "Norm" in type(x).__name__]
-layer_norms += [
-    type(x).__name__
-    for x in on_meta(BertConfig(**SIZES)).encoder.layer[0].modules()
-    if "Norm" in type(x).__name__
-]
-assert layer_norms == ["LlamaRMSNorm"] * 2 + ["LayerNorm"] * 2
+assert layer_norms == ["LlamaRMSNorm"] * 2 + ["LayerNorm"] * 4
 
 # %% [markdown]
 # ## Which term is the larger one?
@@ -2226,7 +2233,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## What it means in practice
 #
-# - Put all labels into one pass as long as they fit. For encoders of usual size and labels of a word or two it is never the dearer choice in operations.
+# - For encoders of usual size and labels of a word or two, one pass over all labels that fit is never dearer in operations than a pass per label.
 # - Expect at most $1 + (n + 2) / (m + 1)$, not $K$. Short texts gain little: most of the joint sequence is then labels.
 # - Beyond $\sqrt 2\, K_\circ$ labels, use `max_labels_per_pass`, with chunks of nearly equal size. It restores linear cost and also bounds the memory.
 # - Keep descriptions of labels short, or score them in chunks.
@@ -2364,7 +2371,7 @@ OUTCOMES = {
         NOT,
         f"Doubling K multiplies the cross-encoder's cost by {doubling:.2f}, so it is linear; the single pass is the quadratic one (costs-cross, costs-quadratic: symbolic, library).",
         doubling,
-        "cost of the cross-encoder, 2 K over K",
+        "cost of the cross-encoder at 2 K over that at K; printed 4",
     ),
     "math-10.3-tokenization": (
         NOT,
@@ -2635,8 +2642,8 @@ OUTCOMES = {
     ),
     "sce-n-batch-norm": (
         NOT,
-        f"A layer of the library holds {', '.join(dict.fromkeys(layer_norms))}, two each, and no batch normalisation.",
-        len(layer_norms) // 2,
+        f"In the library a layer of these models has two of {' or '.join(dict.fromkeys(layer_norms))}, and no batch normalisation.",
+        len(layer_norms) // len(families),
         "normalisations per layer, none over the batch",
     ),
     "sce-n-softmax": (

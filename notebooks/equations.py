@@ -14,9 +14,9 @@
 # # Every equation
 #
 # This is the index of the mathematics.
-# It lists every displayed equation and every quantitative statement of the sources that this part of the book judges, in the order of the sources.
+# It lists every displayed equation and every quantitative statement of the sources that this part of the book judges, in the order of the chapters that judge them.
 # *Verified* means that it holds as printed.
-# *Corrected* means that it does not, and that {doc}`errata` says what is right.
+# *Corrected* means that it does not; the word leads to the entry of {doc}`errata` that says what is right.
 # *Not testable here* comes with the reason.
 
 # %% tags=["parameters"]
@@ -74,7 +74,7 @@ for e in entries:
         "statement": formula(e),
         "source": cell(e.source),
         "code": f"`{e.code}`" if e.code else "",
-        "outcome": outcome,
+        "outcome": f'<a href="errata.html#erratum-{e.id}">{outcome}</a>' if e.printed else outcome,
         "evidence": cell(evidence_text),
         "where": place,
     }

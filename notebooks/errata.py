@@ -14,8 +14,9 @@
 # # Errata of the sources
 #
 # What the sources print, what is right, why, and what difference it makes.
-# Every entry has been checked in the chapter that it links to.
-# A wrong formula in a document says nothing about the authors' code: most of these slips would not run.
+# Every entry has been checked in the chapter that it links to; its name leads to its place in {doc}`equations`.
+# Symbols are those of {doc}`/notation`, or of the equation that the entry links to.
+# A wrong formula in a document need not be wrong in its authors' code; where an entry concerns a package, it says so.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -35,15 +36,13 @@ from gliznet.lab.tables import paste
 report = Reporter(out)
 loaded = records.load(evidence) if evidence else {}
 found = ledger.verdicts(loaded)
-effects = {
-    name.removeprefix("effect/"): metric.value
-    for record in loaded.values()
-    for name, metric in record.metrics.items()
-    if name.startswith("effect/")
-}
 entries = ledger.equations(find_root())
 report.data("ledger/equations", rows=len(entries), sha256=fingerprint("ledger/equations"))
 corrected = [e for e in entries if e.printed]
+effects = {
+    e.id: loaded[e.chapter].metrics.get(f"effect/{e.id}") for e in corrected if e.chapter in loaded
+}
+report.metric("entries", len(corrected), n=len(entries))
 paste("errata_total", str(len(corrected)))
 
 # %% [markdown]
@@ -51,24 +50,31 @@ paste("errata_total", str(len(corrected)))
 
 
 # %% tags=["hide-input"]
+def size(effect):
+    """The number that an error changes, with what it is."""
+    if effect is None:
+        return ""
+    digits = ",.0f" if abs(effect.value) >= 100 else ".3g"
+    unit = f" ({effect.unit})" if effect.unit else ""
+    return f"**{effect.value:{digits}}**{unit}. "
+
+
 def entry_text(e):
     """One entry in MyST: what is printed, what is right, the proof, the difference in numbers."""
     outcome, text = found.get(e.id, ("open", "not run in this profile"))
+    name = f'<a id="erratum-{e.id}" href="equations.html#entry-{e.id}">{e.id}</a>'
     place = f"{{eq}}`eq-{e.equation}`" if e.equation else f"{{doc}}`{e.chapter}`"
     parts = [
-        f"**{e.id}** ({e.source}; {place}; *{outcome}*)",
+        f"**{name}** ({e.source}; {place}; *{outcome}*)",
         f": Printed: {' '.join(e.printed.split())}",
         f": Right: {' '.join(e.right.split())}",
         f": Why: {' '.join(e.proof.split())}",
-        f": Difference: {' '.join(text.split())}",
+        f": Difference: {size(effects.get(e.id))}{' '.join(text.split())}",
     ]
-    return "\n".join([parts[0], *parts[1:]])
+    return "\n".join(parts)
 
 
 glue("errata", Markdown("\n\n".join(entry_text(e) for e in corrected)), display=False)
-for e in corrected:
-    if e.id in effects:
-        report.metric(f"effect/{e.id}", effects[e.id])
 report.close()
 
 # %% [markdown]
