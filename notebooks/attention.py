@@ -395,7 +395,12 @@ everywhere = torch.ones_like(torch.tensor(in_text))
 _, unmasked = label_conditioned_attention(queries, keys, everywhere, tau, values=values)
 outside = (unmasked * ~torch.tensor(in_text)[:, None]).sum(dim=-1)[torch.tensor(real)]
 outside_mean = float(outside.mean())
-report.metric("effect/math-6.3-vectorised-mask", outside_mean, n=int(real.sum()))
+report.metric(
+    "effect/math-6.3-vectorised-mask",
+    outside_mean,
+    n=int(real.sum()),
+    unit="weight outside the text",
+)
 report.metric("effect/math-6.3-vectorised-shapes", float(real.sum()), unit="scores per needed one")
 report.metric("effect/math-b.1-text-shape", float(np.mean(refused)), n=cases, unit="share refused")
 paste("attention_unmasked", f"{outside_mean:.2f}")

@@ -177,7 +177,7 @@ def differences(f, x, h=1e-5):
     return np.reshape(found, x.shape + np.shape(found[0]))
 
 
-# %%
+# %% tags=["hide-input"]
 u = sympy.Symbol("u", real=True)
 y_, q_ = sympy.symbols("y q", positive=True)
 sigma = 1 / (1 + sympy.exp(-u))
@@ -255,7 +255,7 @@ checks.equal("bce-rescaled", "naive", rescaled, by_hand, 1e-5, case="the model's
 # It lacks the factor {math}`1/N`, the factor {math}`\rho`, and the rescaling inside {math}`\sigma`.
 
 
-# %%
+# %% tags=["hide-input"]
 def gradient_sim(sim, y, mask, tau, tau_bce):
     """The proposition, in loops."""
     n = len(pairs(sim, y, mask))
@@ -384,7 +384,7 @@ paste_table("bce-printed", table, "The printed gradient against the true one, me
 # A text with a single candidate has a softmax of one, hence no gradient from SupCon at all; BCE still has one.
 
 
-# %%
+# %% tags=["hide-input"]
 def curvature(sim, y, mask, tau, tau_bce):
     """The proposition, one entry after the other."""
     places = list(np.ndindex(sim.shape))
@@ -473,7 +473,7 @@ pd.DataFrame(
 # The printed formula would then give BCE the free factor {math}`\rho`, and {math}`\tau` would be trained by BCE alone: {math}`\partial \mathcal{L} / \partial \log \tau = -\partial \mathcal{L} / \partial \log \tau_{\text{BCE}}`, one number kept in two parameters.
 # The package therefore sets both scales to one for these heads.
 
-# %%
+# %% tags=["hide-input"]
 for k, some in SYMBOLS.items():  # the symbols of the scores now stand for cosines
     loss = sum(sympy.log(1 + sympy.exp(a * c / a * b)) - t * (a * c / a * b) for c, t in some) / k
     c, t = some[0]
@@ -507,7 +507,12 @@ for kind in ("dot", "bilinear"):
     checks.equal(
         "bce-decoupled", "autograd", both[:, 0], -both[:, 1], 1e-9, case=f"{kind}: one number"
     )
-report.metric("effect/math-8.3.1-unscaling", tau_share["bilinear"], n=cases)
+report.metric(
+    "effect/math-8.3.1-unscaling",
+    tau_share["bilinear"],
+    n=cases,
+    unit="slope of log tau over slope of log tau_BCE",
+)
 fixed = [gradient_scales(*(x.numpy() for x in case(seed)))[0] for seed in range(cases)]
 checks.rejects("bce-decoupled", "scores held fixed", fixed, into["cosine"][:, 0], ROUND_OFF)
 
@@ -527,7 +532,7 @@ checks.equal("bce-decoupled", "naive", by_cosine, formula, DIFFERENCE, case="cos
 # The next table asks the whole model.
 # A cell is the gradient of one unweighted term by the logarithm of one temperature, on a batch of the shipped corpus.
 
-# %%
+# %% tags=["hide-input"]
 NAMES = ("tau", "tau_bce", "tau_attn")
 cells, largest = {}, {}
 for formulation in ("math", "card"):
@@ -655,7 +660,7 @@ paste("bce_apart", f"{apart:.2f}")
 # Nothing makes the mean probability equal the share of true pairs.
 # That would be {math}`\sum (\sigma(\tilde s) - y) = 0`, the equation of a bias.
 
-# %%
+# %% tags=["hide-input"]
 p_, q_ = sympy.symbols("p q", positive=True)
 cross = -q_ * sympy.log(p_) - (1 - q_) * sympy.log(1 - p_)
 entropy = cross.subs(p_, q_)
@@ -740,7 +745,7 @@ report.metric("effect/math-11.1-bce-calibration", uncalibrated, unit="least cali
 # A threshold other than one half, tuned on one reading, must be translated for the other.
 # Calibration differs, unless {math}`\tau = \tau_{\text{BCE}}`, where both readings are one.
 
-# %%
+# %% tags=["hide-input"]
 x = sympy.Symbol("x", real=True)
 probability = sympy.exp(x) / (1 + sympy.exp(x))
 trained = probability.subs(x, r * x)
@@ -798,7 +803,7 @@ checks.rejects(
 # Its bins hide opposite errors within a bin, so the log loss stands beside it: by {eq}`eq-bce-proper` that one cannot be fooled.
 
 
-# %%
+# %% tags=["hide-input"]
 def ece(p, y, weight=None):
     """Expected calibration error; weights count a pair several times."""
     place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)

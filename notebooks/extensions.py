@@ -138,7 +138,7 @@ def central(f, x, step=1e-5):
 # %% tags=["hide-input"]
 Code(inspect.getsource(hierarchical_loss), language="python")
 
-# %%
+# %% tags=["hide-input"]
 TREE = {
     "sport": ("tennis", "football", "swimming"),
     "food": ("baking", "coffee", "vegetables"),
@@ -199,7 +199,7 @@ checks.equal("extensions-hierarchical", "exact", lengthened, printed, ROUND, "le
 # A single pair can lose: where a parent has many children, the others may pull it away from one of them.
 # The last lines of the cell build such a case.
 
-# %%
+# %% tags=["hide-input"]
 se = [sympy.Matrix(sympy.symbols(f"{x}1:4", real=True)) for x in "ek"]
 free = sympy.Matrix(sympy.symbols("a1:4", real=True))
 length = [sympy.sqrt(x.dot(x)) for x in se]
@@ -306,7 +306,7 @@ print(f"sum of the hinges: {hinges[0]:.4f} before, {hinges[1]:.4f} after")
 # Gradients grow alike: a batch of double size doubles the pull towards parents relative to all other terms.
 # The package offers both, and its default is the mean.
 
-# %%
+# %% tags=["hide-input"]
 cs = sympy.Matrix(2, 3, sympy.symbols("c1:7"))
 total = sum(theta - x for x in cs)
 averaged = sum(sum(theta - x for x in cs.row(b)) / 3 for b in range(2)) / 2
@@ -380,7 +380,7 @@ pd.DataFrame({"printed sum over mean": ratios}).rename_axis("texts in the batch"
 # So the hierarchy is respected in three cases: {math}`\theta_{\text{par}} \le \theta_{\text{rep}}`, the pairs of {math}`H_b` are taken out of {math}`D_b`, or {math}`P > R`.
 # In the last one the repulsion's hinge stays violated.
 
-# %%
+# %% tags=["hide-input"]
 lr, lh, nd, nh = sympy.symbols("lambda_r lambda_h D H", positive=True)
 c = sympy.Symbol("c", real=True)
 tr, tp = sympy.Rational(3, 10), sympy.Rational(6, 10)
@@ -518,7 +518,7 @@ show(figure)
 # Then no embedding satisfies both thresholds, however large its dimension.
 
 
-# %%
+# %% tags=["hide-input"]
 def siblings_bound(m, theta):
     """Right side of the proposition."""
     return (m * theta**2 - 1) / (m - 1)
@@ -810,7 +810,7 @@ Code(
     inspect.getsource(prototypes) + "\n\n" + inspect.getsource(prototype_logits), language="python"
 )
 
-# %%
+# %% tags=["hide-input"]
 classes = torch.tensor([[0, 2, 1], [2, 0, 0], [1, 2, 0]])
 picked = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
 examples = draw(3, 3, D, seed=3)
@@ -852,7 +852,7 @@ checks.equal(
 # The checks are exact.
 # They enumerate all draws from a small pool, with the package's function.
 
-# %%
+# %% tags=["hide-input"]
 values = sympy.symbols("v1:4")
 centre = sum(values) / 3
 spread = sum((x - centre) ** 2 for x in values) / 3
@@ -927,7 +927,7 @@ checks.rejects("extensions-variance", "no averaging", trace, trace / 4, ROUND)
 # The two averages agree if all examples have one length.
 # Otherwise the printed one follows the longest examples.
 
-# %%
+# %% tags=["hide-input"]
 e3 = [sympy.Matrix(sympy.symbols(f"{x}1:3", real=True)) for x in "xyz"]
 p3 = sum(e3, sympy.zeros(2, 1)) / 3
 identity = p3.dot(p3) - sum(x.dot(x) for x in e3) / 3
@@ -987,7 +987,7 @@ checks.rejects("extensions-directions", "plain mean", (units @ plain).sum(), rea
 # A prototype averages the true label's embedding over {math}`N` training texts.
 # A third arm goes on to fit the prototypes to those same texts by the losses of math §8, with everything else frozen: one reading of "fine-tuning on these prototypes", for which the document gives no objective.
 
-# %%
+# %% tags=["hide-input"]
 FIELDS = (
     "car repair",
     "cycling",
@@ -1168,7 +1168,7 @@ pd.DataFrame({"share of squared length": {k: f"{float(v):.3f}" for k, v in share
 # The vocabularies of mBERT and XLM-R are not tested here.
 # `unknown_share` counts unknown tokens; run it before you trust a language.
 
-# %%
+# %% tags=["hide-input"]
 LINES = {
     "English": ("The cat sleeps on the warm stone.", "We bake bread in the old kitchen."),
     "Russian": ("Кошка спит на тёплом камне.", "Мы печём хлеб на старой кухне."),
@@ -1236,7 +1236,7 @@ unknown.map("{:.2f}".format)
 # Any encoder that transformers loads can carry GliZNet.
 # Here is one of the family of XLM-R, two layers, random weights, with the tokenizer above.
 
-# %%
+# %% tags=["hide-input"]
 torch.manual_seed(0)
 folder = report.out / "multilingual"
 XLMRobertaModel(
@@ -1309,7 +1309,7 @@ pd.DataFrame(
 # It is a property of the encoder's pretraining on many languages, which training on English neither creates nor protects.
 # And the label vectors do depend on the text, so in practice they must be aligned too.
 
-# %%
+# %% tags=["hide-input"]
 config = GliZNetConfig(projected_dim=D, projection_init="default", head="cosine")
 head, tau = SimilarityHead(config).double(), torch.tensor(math.exp(2.0), dtype=torch.float64)
 u, v = draw(searched, 3, D, seed=8), draw(searched, 3, D, seed=9)
@@ -1341,7 +1341,7 @@ print(f"{int((flips & ~safe).sum())} of the others flip")
 #
 # ## Edge cases
 
-# %%
+# %% tags=["hide-input"]
 empty = hierarchical_loss(E, mask, torch.zeros_like(H), THETA)
 padded = hierarchical_loss(E, torch.zeros_like(mask), H, THETA)
 checks.equal("extensions-mean", "exact", [empty, padded], [0.0, 0.0], case="no pair")

@@ -129,7 +129,7 @@ def weights_of(head):
     return [w.detach().tolist() for w in head.parameters()]
 
 
-# %%
+# %% tags=["hide-input"]
 def naive(kind, u, v, tau, weights):
     """One score by loops over the definition."""
     d = range(len(u))
@@ -177,7 +177,7 @@ checks.equal(
 #
 # The search below takes random directions, lengths over many orders of magnitude, and parallel pairs, where the bound is reached.
 
-# %%
+# %% tags=["hide-input"]
 lengths = 10 ** (6 * torch.rand(2, 1, searched, 1, generator=torch.Generator().manual_seed(3)) - 3)
 far_u, far_v = lengths.double() * draw(2, 1, searched, D, seed=4)
 far_v[0, ::3] = far_u[0, ::3] * draw(searched, 1, seed=5)[::3]
@@ -243,7 +243,7 @@ print(f"largest change of a cosine score: {cosine_doubling:.1e}")
 #
 # Each gradient is checked three times: by algebra with {math}`d = 3`, by automatic differentiation of the package's head, and by central differences of the loops above.
 
-# %%
+# %% tags=["hide-input"]
 t, b = sympy.symbols("tau b", positive=True)
 su, sv, sw, sa = (sympy.Matrix(sympy.symbols(f"{x}1:4", real=True)) for x in "uvwa")
 sW = sympy.Matrix(3, 3, sympy.symbols("W1:10", real=True))
@@ -276,7 +276,7 @@ outer = by(bil, list(sW)).reshape(3, 3) - su * sv.T
 checks.zero("heads-bilinear-gradient", (sa.T * outer * sw)[0], "W")
 
 
-# %%
+# %% tags=["hide-input"]
 def unit(x):
     """Vectors of length one."""
     return x / x.norm(dim=-1, keepdim=True)
@@ -375,7 +375,7 @@ checks.rejects("heads-cosine-gradient", "radial part forgotten", unprojected, ra
 # Math §7.1.1 says that the bounded range promotes stable gradients.
 # The score's own range is stable; the gradient by an embedding is only as stable as the embedding's length.
 
-# %%
+# %% tags=["hide-input"]
 slope_symbolic = by(t * symbolic_cosine, su)
 squared = t**2 * (1 - symbolic_cosine**2) / su.dot(su)
 checks.zero("heads-gradient-norm", slope_symbolic.dot(slope_symbolic) - squared)
@@ -427,7 +427,7 @@ print(f"text scaled by {shrink:g}: same scores, gradients {gradient_growth:.0f} 
 # The dot family is not, because {math}`Q^\top \operatorname{diag}(w)\, Q` is diagonal only in special cases.
 # Its score depends on the axes that the encoder happens to use.
 
-# %%
+# %% tags=["hide-input"]
 s1, s2, turn = sympy.symbols("s t phi", positive=True)
 stretched, partner = s1 * su, s2 * sv
 of_stretched = stretched.dot(partner) / sympy.sqrt(stretched.dot(stretched).factor())
@@ -510,7 +510,7 @@ for kind, other in (("cosine", cosine), ("bilinear", turned)):
 # They could agree for all lengths only if both were constant.
 # "Most expressive" (math §7.1.3) is therefore true against the dot head and false against the cosine head.
 
-# %%
+# %% tags=["hide-input"]
 bil_diagonal = (su.T * sympy.diag(*sw) * sv)[0] + b
 checks.zero("heads-nesting", bil_diagonal - dot, "dot")
 checks.zero(
@@ -625,7 +625,7 @@ pd.DataFrame(low_rank, index=["stored", "degrees of freedom"]).T.rename_axis(f"r
 # *Proof.* {math}`1 / p_j = 1 + \sum_{k \ne j} e^{\tau (c_k - c_j)}`, and {math}`c_k - c_j \ge -2`.
 # One cosine of one and the others of minus one give equality. ∎
 
-# %%
+# %% tags=["hide-input"]
 c = sympy.Matrix(sympy.symbols("c1:4", real=True))
 Z = sum(sympy.exp(t * x) for x in c)
 sp = [sympy.exp(t * x) / Z for x in c]
@@ -733,7 +733,7 @@ show(figure)
 # Bounded weights do not help.
 # The identity projections, with all weights zero or one, let the hidden states {math}`\pm\varepsilon a` through.
 
-# %%
+# %% tags=["hide-input"]
 radius = 0.3
 u = draw(1, searched, D, seed=10)
 generator = torch.Generator().manual_seed(11)
@@ -786,7 +786,7 @@ steepest = float(quotients.max() / TAU)
 # The ball is convex, so the mean value theorem turns the gradient bound into the Lipschitz bound.
 # Equality holds at {math}`R` times the first pair of singular vectors, and it grows with {math}`R`. ∎
 
-# %%
+# %% tags=["hide-input"]
 ball = 2.0
 
 
@@ -872,7 +872,7 @@ show(figure)
 # A layer normalisation before attention keeps its inputs in a ball.
 # That rescues the encoders in use, with a constant that depends on the ball, not on the weights' bound alone.
 
-# %%
+# %% tags=["hide-input"]
 q1, q2, ta = sympy.symbols("q1 q2 tau_a", positive=True)
 tokens = [sympy.Matrix(sympy.symbols(f"z{i}_1:3", real=True)) for i in (1, 2)]
 raw = [sympy.exp((q1 * z[0] + q2 * z[1]) / ta) for z in tokens]
@@ -960,7 +960,7 @@ checks.equal(
 # So "Lipschitz" is right on a set that keeps embeddings away from zero and tokens in a ball.
 # Both {math}`r` and {math}`R` belong in the statement.
 
-# %%
+# %% tags=["hide-input"]
 tokens_max, query_max, least = 1.5, 2.0, 0.5
 shared = 0.8 * draw(searched, 1, D, seed=23)
 shared[::2] = 0.0  # without a common part the mean token comes near zero
@@ -1026,7 +1026,7 @@ print(f"largest share of the bound that was used: {chain_tightness:.3f}")
 #
 # With a text of one token, attention has weight one on it, so nothing between encoder and head can help.
 
-# %%
+# %% tags=["hide-input"]
 ah = sympy.Matrix(3, 2, sympy.symbols("A1:7", real=True))
 shift_symbols = sympy.Matrix(sympy.symbols("m1:4", real=True))
 corner, side, other_side = (sympy.Matrix(sympy.symbols(f"{x}1:3", real=True)) for x in "hkl")
@@ -1171,7 +1171,7 @@ fitted.map(lambda x: f"{x:.4f}")
 #
 # For the identity table, each text with its own label, the right side is {math}`N - d - 1`.
 
-# %%
+# %% tags=["hide-input"]
 numbers = sympy.Matrix([[1, 2, 0], [0, 1, -1]]), sympy.Matrix([[2, 0, 1], [1, 1, 1]])
 table = sympy.Matrix(2, 2, sympy.symbols("S1:5", real=True))
 right = [m.T * (m * m.T).inv() for m in numbers]
@@ -1279,7 +1279,7 @@ show(figure)
 #
 # The check runs the package's pipeline on an encoder, with unequal temperatures.
 
-# %%
+# %% tags=["hide-input"]
 tau, tau_bce = 12.0, 4.0
 ratio = tau / tau_bce
 examples = hardset_mini("test")[:texts]
@@ -1368,7 +1368,7 @@ checks.equal("heads-decision", "search", wrong, 0, case="order")
 # The seven steps, with the package's parts called one by one, give what the model's forward pass gives.
 # The projections of this model are narrower than its encoder, so that no two sizes of Appendix A agree by chance.
 
-# %%
+# %% tags=["hide-input"]
 batch = tokenizer(corpus_texts[:2], corpus_labels[:2])
 batch = {k: batch[k] for k in ("input_ids", "attention_mask", "lmask")}
 d_p = 24
@@ -1457,7 +1457,7 @@ pd.DataFrame(
 # Where {math}`\sigma` saturates, different scores get the same probability, and the order of the best labels then falls to the order of the candidates.
 # A large scale makes this likelier; the last lines of the table count it.
 
-# %%
+# %% tags=["hide-input"]
 zero = torch.zeros(1, 1, D, dtype=torch.float64, requires_grad=True)
 at_zero = heads["cosine"](zero, V[:, :1], TAU)
 slope_at_zero = grad(at_zero.sum(), zero)[0]

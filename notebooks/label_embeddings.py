@@ -808,7 +808,12 @@ for number in SIZES:
     tokens = torch.tensor(rng.normal(size=(number, 8, 400)))
     errors["independent labels"].append(relative_error(tokens, mask))
     errors["labels of the encoder"].append(relative_error(h[:number], batch["lmask"][:number]))
-report.metric("effect/math-b.2-collision", errors["labels of the encoder"][-1], n=SIZES[-1])
+report.metric(
+    "effect/math-b.2-collision",
+    errors["labels of the encoder"][-1],
+    n=SIZES[-1],
+    unit="relative error",
+)
 paste("label_embeddings_collision", f"{errors['labels of the encoder'][-1]:.2f}")
 paste("label_embeddings_collision_texts", str(SIZES[-1]))
 
@@ -1089,7 +1094,11 @@ checks.equal("label-embeddings-gradient", "exact", foreign.max(), 0.0, case="oth
 
 # %% tags=["hide-input"]
 tokens_of = own.sum(axis=-1)[real]
-report.metric("effect/math-5.1-token-order", float(changes["encoder, tokens moved"].mean()))
+report.metric(
+    "effect/math-5.1-token-order",
+    float(changes["encoder, tokens moved"].mean()),
+    unit="relative change",
+)
 labels_read = int(real.sum())
 OUTCOMES = {
     "math-5.1-positions": (

@@ -102,7 +102,7 @@ print(inspect.getsource(total_loss))
 # Math §12.1 lists its recommendation as SupCon, BCE, repulsion; the code takes contrastive, repulsion, BCE.
 # The two presets keep the values of their documents: `contrastive_weight=1.0`, `repulsion_weight=0.1` and `bce_weight=1.0` for `math`, half of each for `card`.
 
-# %%
+# %% tags=["hide-input"]
 WEIGHTS = ("contrastive_weight", "repulsion_weight", "bce_weight")
 PRESETS = {
     name: tuple(getattr(getattr(GliZNetConfig, name)(), field) for field in WEIGHTS)
@@ -382,7 +382,7 @@ def numeric_forces(batch, b, attention="dot"):
     return np.moveaxis(differences(f, np.array(batch[b][0])), -1, 0)
 
 
-# %%
+# %% tags=["hide-input"]
 LAMBDA = np.array([1.0, 0.5, 0.8])
 
 
@@ -498,7 +498,7 @@ paste("objective_missing_cosine", f"{missing[1]:.2f}")
 # What remains with the dot product is the attention: there the length of {math}`e_j` acts as one over a temperature.
 # The scale that BCE does adjust is {math}`\tau_{\text{BCE}}`.
 
-# %%
+# %% tags=["hide-input"]
 u, v = (
     sympy.Matrix(sympy.symbols("u1:4", real=True)),
     sympy.Matrix(sympy.symbols("v1:4", real=True)),
@@ -686,7 +686,7 @@ checks.equal("objective-radial", "exact", tangential, 0.0, ROUND_OFF, case="the 
 # In the embeddings a label counts with {math}`\|J_j\|^2`, and the sum may change its sign.
 # The last lines of the cell build such a case: the label on which the two disagree has a short embedding, hence a large {math}`J_j`.
 
-# %%
+# %% tags=["hide-input"]
 products, margins, alone = [], [], []
 for number in range(25 * cases):
     g = torch.Generator().manual_seed(number)
@@ -757,7 +757,7 @@ print(f"cosine of both gradients by the embeddings in this case: {in_embeddings:
 # A convex function cannot do that, and neither can a quasiconvex one.
 # The repulsion is convex in the cosine of a pair, and not in the embeddings.
 
-# %%
+# %% tags=["hide-input"]
 for k in (2, 3, 4):
     s = sympy.symbols(f"s1:{k + 1}", real=True)
     shares = sympy.symbols(f"t1:{k + 1}", positive=True)  # the targets over their number; sum one
@@ -844,7 +844,7 @@ print(f"the loss at the midpoint exceeds that at both ends by {above:.2f}")
 # Bounds do not order the forces themselves: on a text that the model already fits, BCE can be the weakest.
 # The last lines of the cell show one.
 
-# %%
+# %% tags=["hide-input"]
 found = {"SupCon": [], "BCE": [], "repulsion": [], "repulsion, no threshold": []}
 for number in range(5 * cases):
     g = np.random.default_rng(number)
@@ -920,7 +920,7 @@ pd.DataFrame({"length of the gradient": fitted}).rename_axis("term, fitted text"
 # The scores are free, so BCE alone would be calibrated exactly.
 
 
-# %%
+# %% tags=["hide-input"]
 worst = []
 for number in range(20 * cases):
     g = np.random.default_rng(number)
@@ -1028,7 +1028,7 @@ paste_table(
 # More weight does not part them further: below the threshold there is no force.
 # So for labels that move freely the threshold limits the separation, and not the weight.
 
-# %%
+# %% tags=["hide-input"]
 near = torch.deg2rad(torch.arange(-90, 91, 2, dtype=torch.float64))
 around = torch.deg2rad(torch.arange(-180, 180, 30, dtype=torch.float64))
 grid = torch.cartesian_prod(near, near, around)  # two true labels, one false
@@ -1105,7 +1105,7 @@ paste_table(
 # As far as AdamW is concerned, both documents recommend the same mixture, of different terms.
 # Two things break the symmetry a little: {math}`\varepsilon`, and clipping of the gradient's norm, which both formulations use here and which acts on a halved gradient less often.
 
-# %%
+# %% tags=["hide-input"]
 c, beta1, beta2 = sympy.symbols("c beta1 beta2", positive=True)
 grads = sympy.symbols("g1:4", real=True)
 
@@ -1173,7 +1173,7 @@ checks.equal("objective-adam", "naive", *steps_of, 1e-12)
 # The first step has the rate zero.
 # Math §9.3 wants a lower rate for the backbone than for the new parameters: `head_lr_multiplier` is that factor.
 
-# %%
+# %% tags=["hide-input"]
 STEPS = 40
 for name, settings in SCHEDULES.items():
     warm = math.ceil(settings["warmup_steps"] * STEPS)
@@ -1212,7 +1212,7 @@ checks.equal("objective-total", "exact", GliZNetConfig.card().margin, 0.5, case=
 # The package trains a model on the shipped corpus for a few steps.
 # A hook looks at every forward pass: it takes the gradient of each unweighted term by all label embeddings of the batch, through the attention, and changes nothing.
 
-# %%
+# %% tags=["hide-input"]
 TERMS = ("contrastive", "repulsion", "bce")
 TITLES = {"contrastive": "contrastive", "repulsion": "repulsion", "bce": "BCE"}
 seen = []
@@ -1392,7 +1392,7 @@ show(figure)
 # A share below zero means that the step makes that term worse.
 # By {eq}`eq-objective-adam` only the ratios of the weights matter, so all choices fit into a triangle.
 
-# %%
+# %% tags=["hide-input"]
 weight_symbols = sympy.symbols("l1:4", positive=True)
 vectors = [sympy.Matrix(sympy.symbols(f"{x}1:4", real=True)) for x in "abc"]
 whole = sum((w * v for w, v in zip(weight_symbols, vectors, strict=True)), sympy.zeros(3, 1))
@@ -1518,7 +1518,7 @@ report.metric("simplex/some_term_gets_worse", worse_share, n=len(mixtures))
 # **Without a true label** math §8.1.1 divides zero by zero.
 # The package leaves such a text out of SupCon's mean.
 
-# %%
+# %% tags=["hide-input"]
 left, right, kappas, at_kink = [], [], [], []
 for number in range(cases):
     g = np.random.default_rng(number)

@@ -108,7 +108,7 @@ print(inspect.getsource(repulsion_loss))
 # The last text of a random batch has a random number of its labels, from none to all.
 
 
-# %%
+# %% tags=["hide-input"]
 def naive_loss(e, mask, theta):
     """The formula, one loop per sum sign."""
     rows = []
@@ -208,7 +208,7 @@ one_label_effect = abs(by_texts / package(mixed, half)[0] - 1)
 # The threshold decides which pairs push.
 # It does not change how hard a pair pushes.
 
-# %%
+# %% tags=["hide-input"]
 size = 3
 a, b = (sp.Matrix(sp.symbols(f"{name}1:{size + 1}", real=True)) for name in "ab")
 cosine = a.dot(b) / sp.sqrt(a.dot(a) * b.dot(b))
@@ -250,7 +250,7 @@ norms = [
 ]
 checks.equal("repulsion-cosine-gradient", "autograd", norms, sines, ROUND_OFF, case="norm")
 
-# %%
+# %% tags=["hide-input"]
 # Three labels in the plane; the symbols w say which pairs are above the threshold.
 points = [sp.Matrix(sp.symbols(f"x{j} y{j}", real=True)) for j in range(3)]
 w = {(j, k): sp.Symbol(f"w{min(j, k)}{max(j, k)}") for j in range(3) for k in range(3) if j != k}
@@ -395,7 +395,7 @@ paste("repulsion_weakest", f"{weakest:.2f}")
 # PyTorch returns the element with $\lambda = 0$.
 # A pair exactly at the threshold does not move.
 
-# %%
+# %% tags=["hide-input"]
 turn, phi = sp.Symbol("t", positive=True), sp.Symbol("varphi", positive=True)
 turned = sp.limit((sp.cos(phi - turn) - sp.cos(phi)) / turn, turn, 0)
 checks.zero("repulsion-kink", turned - sp.sin(phi), "turned towards the other label")
@@ -449,7 +449,7 @@ checks.rejects("repulsion-kink", "linear", [float((g * v).sum()) for v in ways],
 # So repulsion cannot undo an exact collapse.
 # It can only leave the neighbourhood of one.
 
-# %%
+# %% tags=["hide-input"]
 multiple = {b[i]: factor * a[i] for i in range(size)}
 for i in range(size):
     # The norm of the parallel label is factored out by hand: |s a| = s |a|.
@@ -496,7 +496,7 @@ checks.equal("repulsion-tie", "exact", stepped[0, 0], stepped[0, 1], 1e-13, case
 # It grows without bound, but only like a logarithm, as the start nears the tie.
 # Collapse is a stationary point, but an unstable one.
 
-# %%
+# %% tags=["hide-input"]
 time, start_angle, r = sp.symbols("t varphi_0 r", positive=True)
 path = 2 * sp.atan(sp.exp(2 * time / r**2) * sp.tan(start_angle / 2))
 speed = 2 * sp.sin(path) / r**2
@@ -548,7 +548,7 @@ checks.equal("repulsion-escape", "naive", list(by_loop.values()), wanted, 0.25)
 # Every score is then the same, the ranking is arbitrary, and SupCon is $\ln K$ whatever the targets.
 # That is what math §8.2.1 means by lost discriminative power.
 
-# %%
+# %% tags=["hide-input"]
 gaps, bounds = [], []
 for _ in range(cases):
     t, x = rng.normal(size=6), rng.normal(size=6)
@@ -589,7 +589,7 @@ checks.equal("repulsion-gap", "exact", blind, math.log(4), 1e-12, case="SupCon i
 # *Equality* in both places needs $\sum_j u_j = 0$ and all cosines equal: the corners of a regular simplex.
 # Its Gram matrix $\tfrac{K}{K-1} I - \tfrac{1}{K-1} \mathbf{1}\mathbf{1}^\top$ has rank $K - 1$, so it exists exactly if $d \ge K - 1$.
 
-# %%
+# %% tags=["hide-input"]
 plain = sum(cos[p] for p in cos)
 square = sum((points[j] / length[j] for j in range(3)), sp.zeros(2, 1))
 checks.zero("repulsion-simplex", plain - (square.dot(square) - 3), "three labels")
@@ -657,7 +657,7 @@ checks.equal(
 # Two tied labels opposite two other tied labels is one of them.
 # A threshold that cannot be met no longer forbids ties.
 
-# %%
+# %% tags=["hide-input"]
 lows, highs = [], []
 for e in [*clouds, simplex(4, 5), collapsed, np.repeat(np.eye(3)[None, :2], 2, axis=1)]:
     k = e.shape[1]
@@ -724,7 +724,7 @@ checks.equal(
 # The search below pushes random arrangements apart; the package's loss confirms the best of them.
 
 
-# %%
+# %% tags=["hide-input"]
 def lower_bound(k, d):
     return -1 / (k - 1) if k <= d + 1 else 0.0 if k <= 2 * d else (k - 2 * d) / (d * (k - 2))
 
@@ -848,7 +848,7 @@ show(figure)
 # The direction deserves care: the force between two copies would not erase the difference of their contexts, it would enlarge it.
 # The first point is what speaks against it: two copies of one label are not two labels.
 
-# %%
+# %% tags=["hide-input"]
 angles = sp.symbols("p1:5", real=True)
 two_texts = (sp.cos(angles[0] - angles[1]) + sp.cos(angles[2] - angles[3])) / 2
 checks.zero(
@@ -928,7 +928,7 @@ print(inspect.getsource(vicreg_loss))
 # Both are zero when all labels are equal, since then every $\hat e_j$ is zero.
 # Exact collapse is a stationary point of VICReg too, $\varepsilon$ or not.
 
-# %%
+# %% tags=["hide-input"]
 EPS = 1e-4  # the package's default
 
 
@@ -1045,7 +1045,7 @@ checks.equal("repulsion-vicreg", "exact", still, 0.0, 1e-13, case="no force at e
 # Along its negative gradient flow $\sum_j \lVert \hat e_j \rVert^2$ changes at the rate $-8 \mathcal{L}_{\text{cov}}$.
 # With {eq}`eq-repulsion-variance-pairs`, the mean squared distance of the labels *shrinks* as long as dimensions are correlated.
 
-# %%
+# %% tags=["hide-input"]
 n_pairs = sum((grid[j, 0] - grid[k, 0]) ** 2 for j in range(3) for k in range(3)) / 12
 checks.zero("repulsion-variance-pairs", sp.expand(cov[0, 0] - n_pairs), "three labels")
 euler = sum(hat[j, i] * sp.diff(covariance_term, grid[j, i]) for j in range(3) for i in range(2))
@@ -1104,7 +1104,7 @@ checks.at_least(
 # So VICReg can be zero with all labels nearly parallel.
 # This rests on the reading: normalised labels would feel $v$.
 
-# %%
+# %% tags=["hide-input"]
 shift = sp.symbols("v1 v2", real=True)
 moved = {grid[j, i]: factor * grid[j, i] + shift[i] for j in range(3) for i in range(2)}
 scaled = covariance_term.subs(moved, simultaneous=True)
@@ -1170,7 +1170,7 @@ checks.equal("repulsion-vicreg-scale", "autograd", worst, 0.0, 1e-10, case="slop
 # Equality holds for labels with mean zero and the same variance in every dimension.
 
 
-# %%
+# %% tags=["hide-input"]
 def isotropic(n, d, target=1.0):
     """n ≥ d + 1 labels with mean zero and covariance target² I."""
     basis = np.linalg.qr(np.column_stack([np.ones(n), rng.normal(size=(n, d))]))[0][:, 1:]
@@ -1363,7 +1363,7 @@ assert closest < 1
 # Only $W$ and $b$ are trained, by plain gradient descent in float64; encoder and text side stay as they are.
 # The seeds are disjoint groups of texts, and intervals are over them (95 %, Student's t).
 
-# %%
+# %% tags=["hide-input"]
 ARMS = {
     "repulsion alone": ((0.0, 1.0, 0.0), "cosine"),
     "VICReg alone": ((0.0, 1.0, 0.0), "vicreg"),
@@ -1490,7 +1490,7 @@ show(figure)
 # At a tie the weight does not matter at all.
 # Labels that are free to move feel nothing beyond the threshold; labels that share a projection can be carried past it by the others.
 
-# %%
+# %% tags=["hide-input"]
 bent, weight_symbol, eta = sp.symbols("p1:3", real=True), *sp.symbols("lambda eta", positive=True)
 others = sp.symbols("g1:3", real=True)
 pair_loss = sp.cos(bent[0] - bent[1])
@@ -1567,7 +1567,7 @@ pd.DataFrame(rows).T.round(3)
 #
 # ## Edge cases
 
-# %%
+# %% tags=["hide-input"]
 # θ = 1 in float32: a cosine may exceed one by rounding, so the loss is tiny but perhaps not zero.
 generator = torch.Generator().manual_seed(seed)
 near = torch.randn(200, 1, 64, generator=generator).expand(200, 3, 64)

@@ -232,7 +232,7 @@ def all_zero(equation, residuals):
 # A second implementation is PyTorch's cross-entropy with the uniform targets $u_P$.
 
 
-# %%
+# %% tags=["hide-input"]
 def padded_batch():
     """Three texts of five, six and seven candidates: what the package gets, and the bare rows."""
     chosen = [random_row(7, int(rng.integers(1, 6))) for _ in range(3)]
@@ -283,7 +283,7 @@ checks.rejects(
 # The true labels enter through their mean only.
 # All labels enter through one smooth maximum.
 
-# %%
+# %% tags=["hide-input"]
 all_zero(
     "supcon-split",
     [
@@ -327,7 +327,7 @@ checks.equal("supcon-split", "naive", gather(split), gather(value), ROUND, case=
 # A one-line proof: the loss does not change when all scores of a text move by the same amount, so its gradient must sum to zero.
 # The printed one sums to $1 - |P_b|$.
 
-# %%
+# %% tags=["hide-input"]
 all_zero(
     "supcon-gradient",
     [
@@ -418,7 +418,7 @@ step_table
 # So from two true labels on, no scores make the printed gradient nearly right.
 # When all scores are equal, as in an untrained model, $\lVert p - u_P \rVert^2 = 1/|P| - 1/K$ and the relative error is $(|P| - 1) / \sqrt{1 - |P| / K}$.
 
-# %%
+# %% tags=["hide-input"]
 several = [(s, t) for s, t in MIXED if t.sum() > 1]
 
 
@@ -543,7 +543,7 @@ show(figure)
 #
 # *Proof.* The logarithm is concave, so the mean of $\log p_j$ over $P$ is at most $\log (M / |P|)$. $\square$
 
-# %%
+# %% tags=["hide-input"]
 pairs = []
 for s, t in MIXED:
     g = gradient(s, t)
@@ -616,7 +616,7 @@ checks.at_least(
 # The off-diagonal entries are why math §8.3.3 calls this gradient relative: the push on a label depends on all scores of the text.
 # None of this makes the loss convex in the weights of the encoder.
 
-# %%
+# %% tags=["hide-input"]
 all_zero(
     "supcon-hessian",
     [
@@ -712,7 +712,7 @@ checks.rejects(
 # For one true label the floor is zero.
 # For several it is not, however good the model is.
 
-# %%
+# %% tags=["hide-input"]
 all_zero(
     "supcon-kl",
     [
@@ -802,7 +802,7 @@ checks.rejects(
 # A second optimiser (Adam) moves free text and label vectors through the package's cosine head.
 
 
-# %%
+# %% tags=["hide-input"]
 def bound(n, k, tau):
     return math.log(n + (k - n) * math.exp(-2 * tau))
 
@@ -993,7 +993,7 @@ pd.DataFrame(
 # The probabilities that the model reports for single labels are another matter.
 # They are those of the rescaled score $\mathrm{sim} / \tau \cdot \tau_{\text{BCE}}$, from which $\tau$ cancels.
 
-# %%
+# %% tags=["hide-input"]
 tau_symbol = sympy.Symbol("tau", positive=True)
 
 
@@ -1183,7 +1183,7 @@ checks.equal("supcon-confidence", "exact", blind, [blind[0]] * 3, ROUND, case="B
 # The probabilities that math §10.1 reports, $\sigma(\mathrm{sim})$, are not determined by SupCon at all.
 # The loss does not change when all scores of a text move together, so $\sigma$ can be anything.
 
-# %%
+# %% tags=["hide-input"]
 residuals = []
 for k in (2, 3):
     x = sympy.symbols(f"x1:{k + 1}", positive=True)
@@ -1310,7 +1310,7 @@ checks.equal("supcon-proper", "search", gap, math.log(9), 1e-5, case="nine to on
 #
 # That is the reason for the floor $\log |P|$: the true labels of a text compete with each other.
 
-# %%
+# %% tags=["hide-input"]
 all_zero(
     "supcon-infonce",
     [
@@ -1414,7 +1414,7 @@ print(inspect.getsource(one_vs_negatives_loss))
 # The code uses PyTorch's `softplus`, which replaces $\log(1 + e^a)$ by $a$ above twenty.
 # That leaves out at most $e^{-20}$, and the checks of this section allow for it.
 
-# %%
+# %% tags=["hide-input"]
 M = sympy.Symbol("M", positive=True)  # exp(m)
 
 
@@ -1564,7 +1564,7 @@ checks.rejects(
 # The infimum is zero for *any* number of true labels and any margin.
 # That is the practical difference from SupCon, whose floor is $\log |P|$.
 
-# %%
+# %% tags=["hide-input"]
 first, second = gather(lambda s, t: ovn_value(s, t, 0.0)), gather(value)
 checks.at_least("supcon-ovn-order", "search", second, first, ROUND)
 checks.equal(
@@ -1623,7 +1623,7 @@ checks.equal("supcon-ovn-bound", "naive", vanishing, 0.0 * vanishing, 1e-10, cas
 # With one, $d^*$ is further from zero than $\ell$ whenever $\ell \ne 0$: the best softmax is too sure.
 # The card says that its model gives no calibrated probabilities; for the softmax the margin alone sees to that.
 
-# %%
+# %% tags=["hide-input"]
 half = [(s, t, m) for s, t in MIXED for m in MARGINS]
 at_half, tops, widths = [], [], []
 for s, t, m in half:
@@ -1726,7 +1726,7 @@ show(figure)
 # PyTorch's `log_softmax` computes it so.
 # The reference for large scores is `mpmath` with fifty digits and the formula as printed.
 
-# %%
+# %% tags=["hide-input"]
 X = sympy.Symbol("X", positive=True)  # exp of any shift, the largest score among them
 all_zero(
     "supcon-stable",
@@ -1845,7 +1845,7 @@ report.metric("corpus/start", float(start_loss), unit="nats", n=len(corpus))
 # [pytorch-metric-learning](https://github.com/KevinMusgrave/pytorch-metric-learning) adds a tiny number to the count and by default averages over the losses above zero, which leaves the row out, as here.
 # The last two differ by the factor $B / |B_+|$: counting empty rows scales the gradient of all others down.
 
-# %%
+# %% tags=["hide-input"]
 scores = torch.tensor(3 * rng.standard_normal((4, 5)), requires_grad=True)
 target = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 0, 0]]).double()
 mask = torch.ones_like(target).bool()
@@ -1894,7 +1894,7 @@ pd.DataFrame(
 # Every candidate true: SupCon still asks for equal scores, and its floor $\log K$ is reached; one-vs-negatives has no rival and is zero.
 # A padded column takes no part.
 
-# %%
+# %% tags=["hide-input"]
 edges = {
     "one candidate, true": row([2.5], [1]),
     "all three true, equal scores": row([1, 1, 1], [1, 1, 1]),
