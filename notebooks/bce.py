@@ -67,7 +67,6 @@ from gliznet.losses import bce_loss, supcon_loss
 
 quiet()
 use_style()
-pd.options.display.max_rows = None  # of the list of checks
 ROUND_OFF = 1e-12  # float64, sums of a few dozen terms
 DIFFERENCE = 1e-8  # central differences with a step of 1e-5: truncation 1e-10, round-off 1e-11
 

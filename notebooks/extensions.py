@@ -1429,8 +1429,7 @@ report.outcome(
     "not testable here",
     evidence="No encoder pretrained on several languages comes with the packages; it takes such weights, English training rows and a benchmark in several languages. What alignment must achieve is derived (extensions-transfer).",
 )
-with pd.option_context("display.max_rows", None):
-    display(checks.table())
+display(checks.table())
 paste_table(
     "extensions-outcomes", judged(report.outcomes), "Statements of the sources and their outcomes."
 )

@@ -81,7 +81,7 @@ from transformers import AutoTokenizer, BertConfig
 
 from gliznet.backbones import resolve
 from gliznet.config import GliZNetConfig
-from gliznet.lab.checks import Checks
+from gliznet.lab.checks import Checks, scientific
 from gliznet.lab.figures import COLOURS, quiet, show, use_style
 from gliznet.lab.ledger import judged
 from gliznet.lab.records import Reporter
@@ -1980,12 +1980,12 @@ paste_table("gliclass-lora", table, "Numbers in an adapter over those in the squ
 # The relation of each pair of parts, with the check that shows it.
 
 # %% tags=["hide-input"]
-held = checks.table()
+held = checks.rows()
 
 
 def deviation(slug, check):
     rows = held.loc[[f"gliclass-{slug}"]]
-    return rows[rows["check"] == f"library, {check}"]["deviation"].iloc[0]
+    return scientific(rows[rows["check"] == f"library, {check}"]["deviation"].iloc[0])
 
 
 MEAN = "average of the label's tokens, without the marker"
@@ -2090,11 +2090,10 @@ except AttributeError as error:
     listed = type(error).__name__
 report.metric("edge/contrastive_of_nothing_is_nan", float(empty.isnan()))
 report.metric("edge/default_rewards_fail", float(listed == "AttributeError"))
-with pd.option_context("display.max_rows", None):
-    display(checks.table())
+display(checks.table())
 
 # %% tags=["hide-input"]
-held = checks.table()
+held = checks.rows()
 
 
 def verdict(name, outcome, slugs, more=""):
@@ -2102,7 +2101,7 @@ def verdict(name, outcome, slugs, more=""):
     rows = held.loc[[f"gliclass-{slug}" for slug in slugs.split()]]
     rows = rows[rows["result"] == "holds"]
     kinds = ", ".join(dict.fromkeys(check.split(",")[0] for check in rows["check"]))
-    worst = max(map(float, rows["deviation"]))
+    worst = rows["deviation"].max()
     more = f"{more[0].upper()}{more[1:]}. " if more else ""
     text = f"{more}Checks: {kinds}; largest deviation {worst:.1e}."
     report.outcome(f"gliclass-{name}", outcome, evidence=text)

@@ -1536,8 +1536,7 @@ for ledger_id, evidence in CORRECTED.items():
     report.outcome(ledger_id, "corrected", evidence=evidence)
 report.metric("shortest_text_embedding", shortest["text"], n=texts, unit="length")
 report.metric("shortest_label_embedding", shortest["label"], n=texts, unit="length")
-with pd.option_context("display.max_rows", None):
-    display(checks.table())
+display(checks.table())
 paste_table(
     "heads-outcomes", judged(report.outcomes), "Statements of the sources and their outcomes."
 )

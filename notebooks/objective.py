@@ -68,7 +68,6 @@ from gliznet.training import SCHEDULES, train
 
 quiet()
 use_style()
-pd.options.display.max_rows = None  # of the list of checks
 ROUND_OFF = 1e-11  # float64, a few hundred operations on numbers of size ten
 DIFFERENCE = 1e-7  # central differences with a step of 1e-5 through softmax and square roots
 E2 = math.exp(2.0)  # the source's start of tau, the package's of tau_BCE

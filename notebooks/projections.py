@@ -1390,8 +1390,7 @@ VERDICTS |= {
 }
 for name, (verdict, evidence) in VERDICTS.items():
     report.outcome(name, verdict, evidence=evidence)
-with pd.option_context("display.max_rows", None):
-    display(checks.table())
+display(checks.table())
 paste_table(
     "projections-outcomes", judged(report.outcomes), "Statements of the sources and their outcomes."
 )

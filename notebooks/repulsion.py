@@ -1782,6 +1782,5 @@ for name, (effect, unit) in EFFECTS.items():
 paste_table(
     "repulsion-outcomes", judged(report.outcomes), "Statements of the sources and their outcomes."
 )
-with pd.option_context("display.max_rows", None):
-    display(checks.table())
+display(checks.table())
 report.close()

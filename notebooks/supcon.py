@@ -56,7 +56,7 @@ from scipy.optimize import minimize
 from gliznet.config import GliZNetConfig
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.types import examples_sha256
-from gliznet.lab.checks import Checks
+from gliznet.lab.checks import Checks, scientific
 from gliznet.lab.figures import COLOURS, show, use_style
 from gliznet.lab.ledger import judged
 from gliznet.lab.records import Reporter
@@ -1939,7 +1939,7 @@ edge_table.round(4)
 # ## Every check
 
 # %% tags=["hide-input"]
-table = checks.table()
+table = checks.rows()
 
 
 def support(*equations):
@@ -1947,7 +1947,7 @@ def support(*equations):
     parts = []
     for equation in equations:
         held = table.loc[[equation]].query("result == 'holds'")
-        worst = max(held["deviation"], key=float)
+        worst = scientific(held["deviation"].max())
         number = f"{len(held)} check" + "s" * (len(held) > 1)
         parts.append(f"{equation}, {number}, largest deviation {worst}")
     return "; ".join(parts)
@@ -2079,6 +2079,5 @@ for name, (effect, unit) in EFFECTS.items():
 paste_table(
     "supcon-outcomes", judged(report.outcomes), "Statements of the sources and their outcomes."
 )
-with pd.option_context("display.max_rows", None):
-    display(table)
+display(checks.table())
 report.close()

@@ -40,7 +40,20 @@ def test_agreement_is_recorded_with_its_largest_deviation(checks):
             "reject/a/sign": 2.0,
         }
     )
-    assert list(checks.table()["result"]) == ["holds"] * 5 + ["rejected"]
+    assert list(checks.rows()["result"]) == ["holds"] * 5 + ["rejected"]
+
+
+def test_the_table_has_a_row_per_equation_with_its_weakest_check(checks):
+    checks.equal("a", "naive", [1.0], [1.1], tolerance=0.5)
+    checks.equal("a", "naive", [1.0], [1.3], tolerance=0.4, case="close")
+    checks.equal("a", "exact", 3, 3)
+    checks.rejects("a", "sign", -1.0, 1.0, tolerance=1e-3)
+    checks.rejects("a", "scale", 5.0, 1.0, tolerance=1e-3)
+    checks.equal("b", "exact", 3, 3)
+    table = checks.table()
+    assert list(table.index) == ["a", "b"]
+    assert list(table.loc["a"]) == ["naive 2, exact 1", "3.0e-01", "4.0e-01", "sign; scale"]
+    assert list(table.loc["b"]) == ["exact 1", "0", "0", ""]
 
 
 @pytest.mark.parametrize(

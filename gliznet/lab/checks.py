@@ -1,5 +1,6 @@
 """Checks of a chapter: what must agree, what must be rejected, each a metric of the record."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,35 @@ class Checks:
         self._report.metric(f"reject/{equation}/{mutant}", deviation, unit="deviation")
         self._rows.append((equation, mutant, deviation, tolerance, "rejected"))
 
-    def table(self) -> pd.DataFrame:
+    def rows(self) -> pd.DataFrame:
         """Every check so far: equation, check, largest deviation, tolerance, result."""
         columns = ["equation", "check", "deviation", "tolerance", "result"]
-        table = pd.DataFrame(self._rows, columns=columns).set_index("equation")
-        for name in ("deviation", "tolerance"):
-            table[name] = [f"{value:.1e}" if value else "0" for value in table[name]]
+        return pd.DataFrame(self._rows, columns=columns).set_index("equation")
+
+    def table(self) -> pd.DataFrame:
+        """One row per equation, for the page; the record holds every check.
+
+        Columns: the kinds of check that hold and how many of each, deviation and tolerance of the
+        check that comes closest to failing, and the wrong formulas that were rejected.
+        """
+        shown = {}
+        for equation, rows in self.rows().groupby("equation", sort=False):
+            holds = rows[rows["result"] == "holds"]
+            rejected = rows.loc[rows["result"] == "rejected", "check"]
+            kinds = Counter(check.split(",")[0] for check in holds["check"])
+            closest = max(
+                zip(holds["deviation"], holds["tolerance"], strict=True),
+                key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0,
+                default=(0.0, 0.0),
+            )
+            shown[equation] = {
+                "checks that hold": ", ".join(f"{kind} {n}" for kind, n in kinds.items()),
+                "deviation": scientific(closest[0]),
+                "tolerance": scientific(closest[1]),
+                "wrong formulas rejected": "; ".join(rejected),
+            }
+        table = pd.DataFrame(shown).T
+        table.index.name = "equation"
         return table
 
     def _add(self, equation: str, kind: str, case: str, deviation: float, tolerance: float) -> None:
@@ -91,6 +115,11 @@ class Checks:
         name = f"{kind}, {case}" if case else kind
         self._report.metric(f"check/{equation}/{name}", deviation, unit="largest deviation")
         self._rows.append((equation, name, deviation, tolerance, "holds"))
+
+
+def scientific(value: float) -> str:
+    """A deviation with two digits; an exact zero is `0`."""
+    return f"{value:.1e}" if value else "0"
 
 
 def _deviation(found: Any, expected: Any) -> float:
