@@ -14,13 +14,16 @@
 # # Similarity heads
 #
 # A head turns two vectors into one number: how well does this label fit this text?
-# The mathematics document offers three heads, and the model card uses the third.
-# This page asks four questions.
+# The mathematics document offers three heads: cosine, weighted dot product and bilinear form.
+# The model card uses the third.
+# This chapter asks what each head ignores, how a score reacts to small changes, which scorings a head can represent, and how a score becomes a decision.
 #
-# - What does each head compute, and what does it ignore?
-# - How does a score react when its input moves a little?
-# - Which scorings can a head represent, and which can it not?
-# - How does a score become a decision?
+# In short:
+#
+# - **Meaning.** The cosine head ignores lengths, and its learned scale {math}`\tau` bounds its score. The two other heads read lengths and have no bound. So the card is wrong to call its bilinear scores cosines.
+# - **Stability.** A bounded score does not have a bounded gradient: the shorter a vector, the larger the gradient. Scores change at a bounded rate only while lengths stay away from zero and below a limit. Math §11.1 leaves both conditions out.
+# - **Power.** Behind affine projections no bilinear head can represent "exactly one of two features", in any dimension. The encoder must do that work.
+# - **Decision.** A threshold of one half on the probability asks for a score of zero or more. No temperature changes that, or the order of the labels.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -34,7 +37,8 @@ texts: int = 8  # texts of the shipped corpus whose embedding norms are measured
 # ## Where it sits
 #
 # The head is the last step of the model.
-# Its statements stand in math §7, §11.1 and §12.2, its use in math §10.1 and §10.2, its shapes in Appendix A, and its description by the card under "Limitations".
+# The mathematics document defines it in math §7, makes claims on it in §11.1 and §12.2, and uses it in §10.1 and §10.2; Appendix A has the shapes.
+# The card describes its scores under "Limitations".
 # The code is `gliznet.layers.SimilarityHead`.
 
 # %% tags=["hide-input"]
@@ -96,9 +100,11 @@ Code(inspect.getsource(SimilarityHead), language="python")
 # ```
 #
 # The learned parts are {math}`\tau`, the vector {math}`w \in \mathbb{R}^d`, the matrix {math}`W \in \mathbb{R}^{d \times d}` and the number {math}`b`.
-# The code takes arrays of shape {math}`(B, K, d)` and gives {math}`(B, K)`.
+# The scale starts at {math}`\tau_0 = e^2`; the model trains its logarithm, so it stays positive.
+# The code takes arrays of shape {math}`(B, K, d)` and gives {math}`(B, K)`, for {math}`B` texts with {math}`K` labels each.
 #
-# The checks below compare the package with loops over the formulas, and the bilinear head with PyTorch's own `Bilinear`, which the card names.
+# The hidden cells check the package's code against loops over the formulas, algebra and automatic differentiation; the last section lists every check.
+# The bilinear head is also compared with PyTorch's `Bilinear`, which the card names.
 
 # %% tags=["hide-input"]
 D = 5
@@ -172,10 +178,8 @@ checks.equal(
 # |\mathrm{sim}_{\cos}(u, v)| \le \tau, \quad \text{with equality exactly if } u \text{ and } v \text{ are parallel}.
 # ```
 #
-# *Proof.* This is Cauchy-Schwarz, {math}`|\langle \hat u, \hat v\rangle| \le 1`, with its case of equality.
+# *Proof.* This is the Cauchy-Schwarz inequality, {math}`|\langle \hat u, \hat v\rangle| \le 1`, with its case of equality; opposite vectors count as parallel.
 # For the others, replace {math}`u` by {math}`s\,u`: the part without {math}`b` is multiplied by {math}`s`, without limit. ∎
-#
-# The search below takes random directions, lengths over many orders of magnitude, and parallel pairs, where the bound is reached.
 
 # %% tags=["hide-input"]
 lengths = 10 ** (6 * torch.rand(2, 1, searched, 1, generator=torch.Generator().manual_seed(3)) - 3)
@@ -196,12 +200,12 @@ beyond = float((bilinear_scores.abs() > TAU).double().mean())
 paste("heads_beyond", f"{100 * beyond:.0f} %")
 
 # %% [markdown]
-# The bilinear head on the same pairs leaves the interval {math}`[-\tau, \tau]` in {glue:text}`heads_beyond` of the cases.
+# On random vectors of very different lengths a random bilinear head leaves the interval {math}`[-\tau, \tau]` in {glue:text}`heads_beyond` of the cases.
 #
 # So the card contradicts itself.
 # It names a bilinear head and says that its scores are cosines scaled by a learned temperature.
-# A cosine does not change when the text vector is doubled, and a scaled one does change when {math}`\tau` does.
-# The bilinear head does the opposite on both counts.
+# A scaled cosine stays the same when the text vector is doubled, and changes with {math}`\tau`.
+# A bilinear score changes when the text vector is doubled, and ignores {math}`\tau`.
 
 # %%
 bilinear = heads["bilinear"]
@@ -240,8 +244,6 @@ print(f"largest change of a cosine score: {cosine_doubling:.1e}")
 # *Proof.* The last two are sums of products of single entries.
 # For the first, {math}`\partial \lVert u \rVert / \partial u = \hat u`.
 # The quotient rule on {math}`\langle u, \hat v\rangle / \lVert u \rVert` gives {math}`\hat v / \lVert u \rVert - \langle u, \hat v\rangle\, \hat u / \lVert u \rVert^2`. ∎
-#
-# Each gradient is checked three times: by algebra with {math}`d = 3`, by automatic differentiation of the package's head, and by central differences of the loops above.
 
 # %% tags=["hide-input"]
 t, b = sympy.symbols("tau b", positive=True)
@@ -368,12 +370,11 @@ checks.rejects("heads-cosine-gradient", "radial part forgotten", unprojected, ra
 #
 # Three things follow.
 #
-# - A plain gradient step never shortens {math}`u`, since a right-angled step adds its squared length.
-# - The gradient vanishes for parallel *and* for opposite vectors. A true label at the opposite pole gets no push.
-# - The bound on the score does not bound this gradient. It grows like one over the length of {math}`u`.
+# - A plain gradient step never shortens {math}`u`: by Pythagoras a step at right angles makes it longer.
+# - The gradient vanishes for parallel *and* for opposite vectors. A true label that points exactly the wrong way gets no push.
+# - The bound on the score does not bound the gradient, which grows like one over the length of {math}`u`.
 #
-# Math §7.1.1 says that the bounded range promotes stable gradients.
-# The score's own range is stable; the gradient by an embedding is only as stable as the embedding's length.
+# So math §7.1.1, by which the bounded range promotes stable gradients, needs a condition: the gradient is only as stable as the length of the embedding.
 
 # %% tags=["hide-input"]
 slope_symbolic = by(t * symbolic_cosine, su)
@@ -412,7 +413,7 @@ print(f"text scaled by {shrink:g}: same scores, gradients {gradient_growth:.0f} 
 # ```
 #
 # and the dot head behaves as the bilinear one.
-# The cosine head ignores lengths; the two others read them as confidence.
+# The cosine head ignores lengths; for the two others a longer vector means a larger score.
 #
 # **Rotation.** For an orthogonal matrix {math}`Q`,
 #
@@ -423,9 +424,9 @@ print(f"text scaled by {shrink:g}: same scores, gradients {gradient_growth:.0f} 
 #
 # *Proof.* Both lines follow from {math}`\langle Qu, Qv\rangle = \langle u, v\rangle` and from regrouping {math}`(Qu)^\top W (Qv)`. ∎
 #
-# The bilinear family is closed under rotations: the matrix absorbs them.
-# The dot family is not, because {math}`Q^\top \operatorname{diag}(w)\, Q` is diagonal only in special cases.
-# Its score depends on the axes that the encoder happens to use.
+# After a rotation of both spaces a bilinear head can keep its scores, because its matrix absorbs {math}`Q`.
+# A dot head in general cannot: {math}`Q^\top \operatorname{diag}(w)\, Q` is diagonal only in special cases.
+# Its scores depend on the axes that the encoder happens to use.
 
 # %% tags=["hide-input"]
 s1, s2, turn = sympy.symbols("s t phi", positive=True)
@@ -505,10 +506,9 @@ for kind, other in (("cosine", cosine), ("bilinear", turned)):
 #
 # *Proof.* Insert the matrices. ∎
 #
-# So the bilinear head contains every dot head, and on the unit sphere it contains the cosine.
-# On vectors of free length it does not: by {eq}`eq-heads-scale` the left side of {math}`\mathrm{sim}_{\cos} = \mathrm{sim}_{\text{bil}}` ignores the length of {math}`u`, the right side is an affine function of it.
-# They could agree for all lengths only if both were constant.
-# "Most expressive" (math §7.1.3) is therefore true against the dot head and false against the cosine head.
+# So the bilinear head contains every dot head, and for unit vectors also the cosine head.
+# For vectors of any length it does not contain the cosine: by {eq}`eq-heads-scale` a cosine score ignores the length of {math}`u`, and a bilinear score that does so is constant.
+# Math §7.1.3 calls the bilinear head the most expressive. That is true against the dot head and false against the cosine head.
 
 # %% tags=["hide-input"]
 bil_diagonal = (su.T * sympy.diag(*sw) * sv)[0] + b
@@ -551,7 +551,7 @@ paste("heads_unexplained", f"{100 * unexplained:.0f} %")
 # %% [markdown]
 # How far apart are they?
 # Take random directions and lengths that vary by a factor of four at most.
-# The best of all bilinear heads, found by least squares on these very pairs, still misses {glue:text}`heads_unexplained` of the cosine scores' root mean square.
+# The best bilinear head for these very pairs, found by least squares, still has a root mean square error of {glue:text}`heads_unexplained` of that of the cosine scores themselves.
 #
 # ### Counting parameters
 #
@@ -560,12 +560,12 @@ paste("heads_unexplained", f"{100 * unexplained:.0f} %")
 # n_{\cos} = 0, \qquad n_{\text{dot}} = d + 1, \qquad n_{\text{bil}} = d^2 + 1
 # ```
 #
-# The cosine's {math}`\tau` belongs to the model and is there with every head.
+# The scale {math}`\tau` is not counted: the model has it with every head.
 # The document's {math}`d_p^2` for the bilinear head leaves out the bias.
 #
-# Between dot and bilinear lies a head with {math}`W = A C^\top` and thin {math}`A, C \in \mathbb{R}^{d \times r}`.
+# A cheaper bilinear head has {math}`W = A C^\top` with {math}`A, C \in \mathbb{R}^{d \times r}` and {math}`r < d`.
 # It stores {math}`2dr` numbers, but they are not independent: {math}`A G` and {math}`C G^{-\top}` give the same {math}`W` for every invertible {math}`G \in \mathbb{R}^{r \times r}`.
-# Near a pair of full rank the matrices {math}`W` form a family with
+# Where {math}`A` and {math}`C` have full rank, the matrices {math}`W` form a family with
 #
 # ```{math}
 # :label: eq-heads-rank-count
@@ -609,11 +609,10 @@ pd.DataFrame(low_rank, index=["stored", "degrees of freedom"]).T.rename_axis(f"r
 # It is zero only if all cosines are equal. ∎
 #
 # The likeliest label also gains: {math}`d \log p_{\max} / d\tau = c_{\max} - \mathbb{E}_p[c] \ge 0`.
-# So the statement is right, with two limits.
-# Equal cosines stay equal at any {math}`\tau`.
-# And {math}`\tau` drops out of the probability that BCE was trained on, {math}`\sigma(\tau_{\text{BCE}}\, c)`: it sharpens the softmax, not that.
+# So the statement is right for the softmax.
+# It does not hold for the probability {math}`\sigma(\tau_{\text{BCE}}\, c)` that binary cross-entropy (BCE) trains, where {math}`\sigma` is the logistic function: {math}`\tau` does not occur there.
 #
-# ### Why a plain cosine is too timid
+# ### Why the cosine needs a scale
 #
 # **Proposition.** With cosines in {math}`[-1, 1]`, no label of {math}`K` can get more than
 #
@@ -624,6 +623,8 @@ pd.DataFrame(low_rank, index=["stored", "degrees of freedom"]).T.rename_axis(f"r
 #
 # *Proof.* {math}`1 / p_j = 1 + \sum_{k \ne j} e^{\tau (c_k - c_j)}`, and {math}`c_k - c_j \ge -2`.
 # One cosine of one and the others of minus one give equality. ∎
+#
+# The table gives this ceiling without a scale ({math}`\tau = 1`) and with the initial one.
 
 # %% tags=["hide-input"]
 c = sympy.Matrix(sympy.symbols("c1:4", real=True))
@@ -704,8 +705,8 @@ show(figure)
 #
 # A function is Lipschitz with constant {math}`C` if its value never changes by more than {math}`C` times the change of its input.
 # Math §11.1 claims this for the whole model, given bounded weights and the cosine head.
+# Texts are discrete, so we read "input" as the vectors that a part of the model receives.
 # The claim fails for two reasons: the cosine near zero, and attention far from zero.
-# Texts are discrete, so "input" can only mean the vectors that a part of the model receives.
 #
 # ### The cosine head
 #
@@ -730,8 +731,7 @@ show(figure)
 # \frac{|\mathrm{sim}_{\cos}(\varepsilon a, a) - \mathrm{sim}_{\cos}(-\varepsilon a, a)|}{\lVert \varepsilon a - (-\varepsilon a) \rVert} = \frac{\tau}{\varepsilon} \to \infty \quad (\varepsilon \to 0).
 # ```
 #
-# Bounded weights do not help.
-# The identity projections, with all weights zero or one, let the hidden states {math}`\pm\varepsilon a` through.
+# Bounded weights do not help: identity projections pass such vectors on unchanged.
 
 # %% tags=["hide-input"]
 radius = 0.3
@@ -769,7 +769,7 @@ checks.equal("heads-lipschitz-counter", "search", quotients * sizes / TAU, torch
 steepest = float(quotients.max() / TAU)
 
 # %% [markdown]
-# The search comes within a factor {glue:text}`heads_tightness` of the bound, so the constant is not wasteful.
+# The largest quotient that the search found, over the bound, is {glue:text}`heads_tightness`.
 #
 # ### The bilinear head
 #
@@ -845,8 +845,8 @@ show(figure)
 # %% [markdown]
 # ### Attention
 #
-# The text vector is itself a function of the label vector.
-# Let {math}`q` be the label vector, {math}`z_1, \dots, z_L` the text tokens, {math}`\alpha = \operatorname{softmax}(\langle q, z_i \rangle / \tau_{\text{attn}})` and {math}`e(q, z) = \sum_i \alpha_i z_i`.
+# The text vector itself depends on the label vector, through attention ({doc}`attention`).
+# Let {math}`q` be the label vector, {math}`z_1, \dots, z_L` the text tokens, {math}`\alpha = \operatorname{softmax}(\langle q, z_i \rangle / \tau_{\text{attn}})` the weights with their temperature {math}`\tau_{\text{attn}}`, and {math}`e(q, z) = \sum_i \alpha_i z_i` the text vector.
 #
 # ```{math}
 # :label: eq-heads-attention-jacobian
@@ -857,8 +857,9 @@ show(figure)
 #
 # A covariance grows with the square of the tokens' length.
 # So attention is Lipschitz for tokens in a ball, and not for tokens anywhere.
-# The same happens inside the encoder, where queries, keys and values come from the same tokens.
-# For three numbers {math}`x = (0, t, -t)` as tokens, and as queries, the first output {math}`f_1` obeys
+# The same happens inside the encoder.
+# Take self-attention over three tokens that are numbers, {math}`x = (0, t, -t)`, and serve as queries, keys and values alike.
+# Its first output {math}`f_1` obeys
 #
 # ```{math}
 # :label: eq-heads-self-attention
@@ -869,8 +870,8 @@ show(figure)
 # The output changes through the value {math}`x_1`, by a third, and through the query, by the variance {math}`2t^2/3` over {math}`\tau_{\text{attn}}`.
 # The key {math}`x_1` meets a query of zero, so it does nothing. ∎
 #
-# A layer normalisation before attention keeps its inputs in a ball.
-# That rescues the encoders in use, with a constant that depends on the ball, not on the weights' bound alone.
+# Layer normalisation before attention keeps its inputs in a ball.
+# That rescues the encoders in use, but the constant then depends on the ball and not on the weights alone.
 
 # %% tags=["hide-input"]
 q1, q2, ta = sympy.symbols("q1 q2 tau_a", positive=True)
@@ -956,9 +957,7 @@ checks.equal(
 # Both balls are convex, so these rates bound the whole change of {math}`e`.
 # Apply {eq}`eq-heads-lipschitz-cosine` to each argument of the cosine and add. ∎
 #
-# A linear projection multiplies the constant by the norm of its matrix, and dropout is off at prediction.
-# So "Lipschitz" is right on a set that keeps embeddings away from zero and tokens in a ball.
-# Both {math}`r` and {math}`R` belong in the statement.
+# So "Lipschitz" is right where embeddings stay away from zero and tokens in a ball; a linear projection multiplies the constant by the norm of its matrix.
 
 # %% tags=["hide-input"]
 tokens_max, query_max, least = 1.5, 2.0, 0.5
@@ -997,10 +996,11 @@ print(f"largest share of the bound that was used: {chain_tightness:.3f}")
 # ## What can a bilinear form represent?
 #
 # Math §11.1 claims that a bilinear similarity approximates any scoring function if {math}`d_p` is large enough.
-# It does not, and {math}`d_p` is not what is missing.
+# It does not: behind affine projections some scores stay out of reach however large {math}`d_p` is.
 #
 # ### A score that no dimension reaches
 #
+# Let {math}`h` be the hidden state of a text and {math}`h'` that of a label.
 # Let {math}`P_t(h) = W_t h + b_t` and {math}`P_l(h') = W_l h' + b_l` be the projections of math §4, with any {math}`d_p`, and {math}`F(h, h') = \mathrm{sim}_{\text{bil}}(P_t(h), P_l(h'))`.
 #
 # **Proposition.** If {math}`h_{00} + h_{11} = h_{01} + h_{10}`, then for every {math}`h'`
@@ -1013,18 +1013,18 @@ print(f"largest share of the bound that was used: {chain_tightness:.3f}")
 # *Proof.* For fixed {math}`h'` the score is {math}`\langle P_t(h), W P_l(h')\rangle + b`, an affine function of {math}`h`.
 # An affine function respects such sums. ∎
 #
-# Now let the four points carry two yes-or-no features of the text, and let the label be true if exactly one feature is present: {math}`g_{00} = g_{11} = 0` and {math}`g_{01} = g_{10} = 1`.
+# Now let the indices of {math}`h_{ij}` be two yes-or-no features of the text, and let the wanted score {math}`g_{ij}` be one if exactly one feature is present: {math}`g_{00} = g_{11} = 0` and {math}`g_{01} = g_{10} = 1`.
 #
 # ```{math}
 # :label: eq-heads-xor
 # \max_{i, j \in \{0, 1\}} |F(h_{ij}, h') - g_{ij}| \ge \frac{1}{2} \quad \text{for every } d_p, W, W_t, W_l, b_t, b_l, b.
 # ```
 #
-# *Proof.* By {eq}`eq-heads-parallelogram` the errors satisfy {math}`E_{00} + E_{11} - E_{01} - E_{10} = 2`.
+# *Proof.* By {eq}`eq-heads-parallelogram` the errors {math}`E_{ij} = F(h_{ij}, h') - g_{ij}` satisfy {math}`E_{00} + E_{11} - E_{01} - E_{10} = 2`.
 # Four numbers whose signed sum is two include one of size at least a half.
 # The constant score {math}`1/2` attains it. ∎
 #
-# With a text of one token, attention has weight one on it, so nothing between encoder and head can help.
+# Attention does not help: if the text is one token, its weight is one.
 
 # %% tags=["hide-input"]
 ah = sympy.Matrix(3, 2, sympy.symbols("A1:7", real=True))
@@ -1135,11 +1135,10 @@ smallest_xor = min(*errors, fitted["affine projections"].min())
 fitted.map(lambda x: f"{x:.4f}")
 
 # %% [markdown]
-# The table shows the largest error on the four points.
-# Projections are drawn at random, and the head is the best one for them by least squares.
+# The table shows the largest error on the four points, for random projections and the best head for them by least squares.
 # More dimensions change nothing as long as the map into them is affine.
-# The optional layer normalisation is not affine.
-# With it and enough dimensions the same head fits the rule: the power to represent comes from the map before the head.
+# The optional layer normalisation (LayerNorm) is not affine.
+# With it and enough dimensions the same head fits the rule: the power comes from the map before the head.
 #
 # ### What it can do: any finite table
 #
@@ -1157,7 +1156,7 @@ fitted.map(lambda x: f"{x:.4f}")
 # *Proof.* {math}`X X^+ = I` and {math}`Y Y^+ = I`. Insert. ∎
 #
 # Independence needs {math}`d \ge \max(N, M)`.
-# Beyond that a table is out of reach unless it is of low rank.
+# For larger tables the rank sets a limit.
 #
 # **Proposition.** Let {math}`\sigma_1 \ge \sigma_2 \ge \dots` be the singular values of {math}`S`. Whatever the vectors and the head,
 #
@@ -1209,18 +1208,17 @@ checks.at_least("heads-rank-bound", "search", gaps, bounds, 1e-10)
 # %% [markdown]
 # ### The universal statement, corrected
 #
-# Let texts and labels come from compact sets, and let the *embeddings* be free: {math}`x \mapsto u(x)` and {math}`y \mapsto v(y)` any continuous maps into {math}`\mathbb{R}^d`.
+# Let texts {math}`x` and labels {math}`y` come from compact sets, and let the *embeddings* {math}`u(x)` and {math}`v(y)` be any continuous maps into {math}`\mathbb{R}^d`.
 # Then sums {math}`\sum_{i=1}^d u_i(x)\, v_i(y)` come as close as we like to any continuous score {math}`g(x, y)`, if {math}`d` is large enough.
-# Such sums, over all {math}`d`, are closed under products, contain the constants and separate points, so this is the theorem of Stone and Weierstrass.
+# This is the theorem of Stone and Weierstrass: such sums, over all {math}`d`, are closed under products, contain the constants and separate points.
 #
-# Three remarks put it in its place.
+# It says little about the head:
 #
 # - {math}`W = I` suffices. The plain dot product is as universal as the bilinear form.
 # - All work is done by the nonlinear maps, that is by the encoder. For affine maps {eq}`eq-heads-xor` holds at any {math}`d`.
 # - How large {math}`d` must be depends on how fast the singular values of {math}`g` fall, by {eq}`eq-heads-rank-bound`.
 #
-# GliZNet's encoder reads text and labels together, so its text vector may depend on the labels.
-# That can lower the {math}`d` that is needed, but again through the encoder.
+# GliZNet's encoder reads text and labels together, which can lower the {math}`d` that is needed. That too is the encoder's work.
 
 # %% mystnb={"figure": {"caption": "Largest error of the best found product form for one smooth score, against the dimension. Free embeddings come from a singular value decomposition. Affine ones are the package's projections with random weights, and their head is the best by least squares. The proposition would be refuted if the second line fell to zero.", "name": "fig-heads-universal"}, "image": {"alt": "Error against dimension on a logarithmic scale. The line for free embeddings falls steeply; the line for affine embeddings stays flat."}} tags=["hide-input"]
 points = torch.linspace(-1, 1, 41, dtype=torch.float64)
@@ -1252,10 +1250,9 @@ show(figure)
 #
 # BCE trains the probability {math}`\sigma(\tilde s_j)`, where {math}`\tilde s_j = \mathrm{sim}_j\, \tau_{\text{BCE}} / \tau` under the cosine head and {math}`\tilde s_j = \mathrm{sim}_j` under the others (math §8.3.1).
 # Math §10.1 prints {math}`\sigma(\mathrm{sim}_j)`; {eq}`eq-bce-mismatch` relates the two readings.
-# What is left for this page is the rule.
 #
-# Math §10.2 accepts a label if {math}`p_j \ge \delta`, or takes the {math}`k` largest.
-# Under the cosine head the first is a threshold on the score, since {math}`\sigma` rises strictly:
+# Math §10.2 accepts a label if its probability {math}`p_j` reaches a threshold {math}`\delta`, or takes the {math}`k` largest.
+# Under the cosine head the first rule is a threshold on the score, since {math}`\sigma` rises strictly:
 #
 # ```{math}
 # :label: eq-heads-decision
@@ -1264,20 +1261,17 @@ show(figure)
 #
 # *Proof.* Apply the inverse of {math}`\sigma` and multiply by {math}`\tau / \tau_{\text{BCE}} > 0`. ∎
 #
-# It follows that
+# It follows:
 #
-# - at {math}`\delta = 1/2` the rule is {math}`\mathrm{sim}_j \ge 0`, and the two readings of math §10.1 decide alike;
-# - at any other {math}`\delta` they differ as soon as {math}`\tau \ne \tau_{\text{BCE}}`;
-# - a higher {math}`\delta` never raises recall, but precision can move either way: if a false label has the highest probability, a threshold just below it leaves precision zero;
-# - the {math}`k` best labels never depend on {math}`\tau`, {math}`\tau_{\text{BCE}}` or the reading;
-# - {math}`\delta = 0` accepts everything; under the cosine head so does every {math}`\delta \le \sigma(-\tau_{\text{BCE}})`, and every {math}`\delta > \sigma(\tau_{\text{BCE}})` accepts nothing.
+# - At {math}`\delta = 1/2` the rule is {math}`\mathrm{sim}_j \ge 0`, and the two readings of math §10.1 decide alike.
+# - At any other {math}`\delta` they have different cuts as soon as {math}`\tau \ne \tau_{\text{BCE}}`.
+# - A higher {math}`\delta` never raises recall. Precision can move either way: if a false label has the highest probability, a threshold just below it leaves precision zero.
+# - The {math}`k` best labels depend neither on {math}`\tau` and {math}`\tau_{\text{BCE}}` nor on the reading.
+# - Under the cosine head every {math}`\delta \le \sigma(-\tau_{\text{BCE}})` accepts everything, and every {math}`\delta > \sigma(\tau_{\text{BCE}})` nothing.
 #
-# Math §10.2 prints the other rule as {math}`\text{top}_k(\{p_1, \dots, p_K\})`.
-# That is a set of probabilities, where labels are wanted, and it holds equal ones once.
-# Right are the {math}`k` indices {math}`j` with the largest {math}`p_j`, ties broken by a fixed order.
-# The package takes the order of the candidates.
-#
-# The check runs the package's pipeline on an encoder, with unequal temperatures.
+# Math §10.2 prints the second rule as {math}`\text{top}_k(\{p_1, \dots, p_K\})`.
+# That is a set of probabilities, in which equal ones occur once, where labels are wanted.
+# The package takes the {math}`k` labels with the largest {math}`p_j`, and breaks ties by the order of the candidates.
 
 # %% tags=["hide-input"]
 tau, tau_bce = 12.0, 4.0
@@ -1365,7 +1359,7 @@ checks.equal("heads-decision", "search", wrong, 0, case="order")
 # %% [markdown]
 # ### The whole of math §10.1
 #
-# The seven steps, with the package's parts called one by one, give what the model's forward pass gives.
+# The check takes the seven steps one by one and compares the result with the model's forward pass.
 # The projections of this model are narrower than its encoder, so that no two sizes of Appendix A agree by chance.
 
 # %% tags=["hide-input"]
@@ -1417,8 +1411,8 @@ checks.equal("heads-cosine", "naive", stepwise, expected, 1e-4, "whole forward p
 # %% [markdown]
 # ## What it means in practice
 #
-# How far from zero do the embeddings of an encoder stay?
-# The table gives the shortest text and label vector over the pairs above, and the constant {math}`\tau / r` at the initial scale.
+# How far from zero do the embeddings of an untrained encoder stay?
+# The table gives the shortest and the longest vector over texts of the shipped corpus, and the constant {math}`\tau / r` of {eq}`eq-heads-lipschitz-cosine` at the initial scale.
 
 # %%
 with torch.inference_mode():
@@ -1442,20 +1436,19 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# - Choose the **cosine** head if the encoder was trained with cosines, or if lengths mean nothing. It needs no parameters and its scores have a known range.
-# - Choose a **bilinear** head if text and label spaces differ by a rotation or a stretch. It costs {math}`d^2` weights and reads lengths. Behind the linear projections of math §4 it forms one matrix with theirs, {math}`W_t^\top W W_l`. So for given attention weights it adds nothing beyond its bias {math}`b`, which a plain dot product of projections lacks when {math}`d_p \le d_h`. What it does add is freedom: the label vector may ask the attention one question and the head another.
-# - Do not call bilinear scores cosines, and do not expect them in an interval.
+# - Choose the **cosine** head if the encoder was trained with cosines, or if lengths mean nothing. It needs no parameters, and its scores have a known range.
+# - Choose a **bilinear** head if text and label spaces differ by a rotation or a stretch. It costs {math}`d^2` weights and reads lengths. Behind the linear projections of math §4 its matrix merges with theirs into {math}`W_t^\top W W_l`, so for given attention weights it adds at most the bias {math}`b` to a plain dot product. Its gain lies in the attention: the label vector also serves there as the query, and {math}`W` lets query and score differ.
 # - Use {math}`\sigma(\tilde s)` for probabilities. The order of labels does not depend on it.
 # - Bound lengths from below before quoting a Lipschitz constant.
 #
 # ## Edge cases
 #
 # PyTorch divides by a length of at least {math}`10^{-8}`.
-# So the zero vector gets score zero and a finite gradient, and the difference quotient stops growing below that length, at a value far too large to be of use.
+# So the zero vector gets the score zero and a gradient that is finite, though far too large to be of use.
 #
 # Probabilities are rounded to single precision.
-# Where {math}`\sigma` saturates, different scores get the same probability, and the order of the best labels then falls to the order of the candidates.
-# A large scale makes this likelier; the last lines of the table count it.
+# Close to one, different scores can get the same probability, and their labels then keep the order of the candidates.
+# A large scale makes this likelier; the last three lines of the table count different values.
 
 # %% tags=["hide-input"]
 zero = torch.zeros(1, 1, D, dtype=torch.float64, requires_grad=True)
@@ -1490,7 +1483,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# ## Verdicts
+# ## Every check
 
 # %% tags=["hide-input"]
 EFFECTS = {
@@ -1543,7 +1536,7 @@ paste_table(
 report.close()
 
 # %% [markdown]
-# What this chapter says of each statement of the sources:
+# ## What became of the statements
 #
 # ```{glue:md} heads-outcomes
 # :format: myst
