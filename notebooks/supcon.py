@@ -13,23 +13,26 @@
 # %% [markdown]
 # # SupCon and one-vs-negatives
 #
-# Both formulations of GliZNet train first of all with a softmax over the candidate labels of one text.
+# Both formulations of GliZNet compare the candidate labels of one text by a softmax over their scores.
 # The mathematics document takes the supervised contrastive loss, SupCon {cite}`khosla2020supcon`.
-# The model card takes a one-vs-negatives softmax with a margin.
+# The model card sets each true label against the false ones only, with a margin: "one-vs-negatives".
+# This is the term that ranks the labels of a text.
+# What is its gradient, how small can it become, what does the scale $\tau$ of the scores do to it, and do its probabilities mean what they say?
 #
-# This chapter asks four questions.
-# What is the gradient when a text has several true labels?
-# How small can the loss become?
-# What does the scale $\tau$ do to it?
-# And do its probabilities mean what they say?
+# In short, for a text with several true labels:
 #
-# ## Where this stands
+# - **Gradient.** The one that math §8.3.3 prints is wrong. It pushes every true label up without end; the real one asks the true labels to share the mass equally.
+# - **Floor.** SupCon cannot fall below the logarithm of the number of true labels, however good the model is. On the shipped corpus that is {glue:text}`supcon_floor:s`. One-vs-negatives has no such floor.
+# - **Scale.** A higher $\tau$ sharpens the softmax. At its initial value the bounded cosine head costs next to nothing.
+# - **Probabilities.** The softmax is calibrated only when exactly one label is true and no margin is set.
+# - **No true label.** The printed loss is then zero divided by zero. The package leaves such a text out.
 #
-# SupCon is math §8.1, its gradient is printed in §8.3.3, and §12.2 says how its scale acts.
-# What its weight does is the matter of {doc}`objective`.
+# ## Where it sits
+#
+# SupCon is math §8.1; §8.3.3 prints its gradient, and §12.2 says how its scale acts.
 # The card names its loss in its introduction and under "Training Details".
 # Both are functions of `gliznet/losses.py`.
-# They take the scores that {doc}`../notation` calls $\mathrm{sim}$.
+# {doc}`objective` treats the weight of the term.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -80,7 +83,7 @@ checks = Checks(report)
 #
 # $$p_{b,j} = \frac{e^{s_{b,j}}}{\sum_{k \in N_b} e^{s_{b,k}}}.$$
 #
-# The loss is a number (math §8.1.1):
+# The loss (math §8.1.1) is the mean of $-\log p$ over the true labels, then over the texts:
 #
 # ```{math}
 # :label: eq-supcon-loss
@@ -89,25 +92,20 @@ checks = Checks(report)
 # \mathcal{L}_b = -\frac{1}{|P_b|} \sum_{j \in P_b} \log p_{b,j}.
 # ```
 #
-# Most of what follows concerns one text, so the index $b$ is left out from here on.
-# The mean of the scores over the true labels is $\bar s_P$, and $u_P$ is the uniform distribution on $P$: $1/|P|$ on a true label, zero elsewhere.
+# Most of what follows concerns one text, so the index $b$ is mostly left out.
+# The mean score of the true labels is $\bar s_P$, and $u_P$ is the uniform distribution on $P$: $1/|P|$ on a true label, zero elsewhere.
 
 # %%
 print(inspect.getsource(supcon_loss))
 
 # %% [markdown]
-# The code settles three things that the formula leaves open.
-# Padded columns are no candidates.
-# The softmax is taken in its logarithm.
-# A text without a true label is left out of the mean; the end of this chapter returns to it.
+# The code settles three things that the formula leaves open: padded columns are no candidates, the log-softmax is computed directly, which avoids overflow, and a text without a true label is left out of the mean (see "No true label").
 #
 # ### How it is checked
 #
-# The checks below use random rows and chosen hard ones: equal scores, one score far above the others, every label true, a single candidate.
-# Where two sides are equal in theory, they must agree to float64 round-off, `ROUND`.
-# A central difference with step `STEP` carries an error of order `STEP`² plus round-off divided by `STEP`, so its tolerance, `DIFFERENCE`, is wider.
-# The symbolic checks write $s_j = \log x_j$ with positive symbols $x_j$, so that every gradient is a rational function.
-# They run for two to four labels and every number of true labels.
+# The hidden cells check every formula on random rows and on hard ones: equal scores, one score far above the others, every label true, a single candidate.
+# The symbolic checks write $s_j = \log x_j$, so that every gradient is a rational function.
+# The last section lists all checks.
 
 # %% tags=["hide-input"]
 ROUND = 1e-12  # some ten operations on numbers of order ten at a precision of 2e-16
@@ -227,9 +225,7 @@ def all_zero(equation, residuals):
 
 
 # %% [markdown]
-# The definition itself is checked on whole batches with padded columns.
-# The padding holds large scores and claims to be true, so that any leak shows.
-# A second implementation is PyTorch's cross-entropy with the uniform targets $u_P$.
+# The first check takes whole batches whose padded columns hold large scores and claim to be true, so that any leak shows.
 
 
 # %% tags=["hide-input"]
@@ -268,8 +264,8 @@ checks.rejects(
 # %% [markdown]
 # ### The log-softmax form
 #
-# Math §8.1.1 prints the loss twice, with a quotient of exponentials and with a log-softmax.
-# Both are the same, and both equal
+# Math §8.1.1 prints the loss with a quotient of exponentials and again with a log-softmax.
+# Both equal
 #
 # ```{math}
 # :label: eq-supcon-split
@@ -279,9 +275,7 @@ checks.rejects(
 # *Proof.* $\log p_j = s_j - \log \sum_k e^{s_k}$.
 # The second part does not depend on $j$, so its mean over $P$ is itself. $\square$
 #
-# This form says almost everything.
-# The true labels enter through their mean only.
-# All labels enter through one smooth maximum.
+# So the loss is a smooth maximum of all scores minus the mean score of the true labels.
 
 # %% tags=["hide-input"]
 all_zero(
@@ -323,9 +317,8 @@ checks.equal("supcon-split", "naive", gather(split), gather(value), ROUND, case=
 # The mean over the batch gives $1/B$. $\square$
 #
 # Math §8.3.3 prints $p_{b,j} - \mathbb{1}[j \in P_b]$, without $1/|P_b|$ and without $1/B$.
-# That is right for one text with one true label and for nothing else.
-# A one-line proof: the loss does not change when all scores of a text move by the same amount, so its gradient must sum to zero.
-# The printed one sums to $1 - |P_b|$.
+# That is right only for a single text with one true label.
+# To see it at a glance: equal shifts of all scores of a text do not change the loss, so the gradient must sum to zero, but the printed one sums to $1 - |P_b|$.
 
 # %% tags=["hide-input"]
 all_zero(
@@ -379,8 +372,8 @@ checks.rejects(
 
 # %% [markdown]
 # One text with two true labels shows the difference.
-# The first true label already holds more than half of the mass.
-# SupCon pushes it *down* (a positive derivative under descent), because it wants the two to share.
+# The first of them already holds more than half of the mass.
+# SupCon pushes it *down* (descent lowers a score with a positive derivative), so that the two share.
 # The printed formula pushes it further up.
 
 # %%
@@ -400,8 +393,8 @@ step_table
 # %% [markdown]
 # ### How wrong the printed gradient is
 #
-# The two differ by $1 - 1/|P|$ on each true label and by nothing elsewhere.
-# With one text, where $B$ plays no part, the error relative to the true gradient is
+# The two differ by $1 - 1/|P|$ on each true label.
+# With one text, $B = 1$, the error relative to the true gradient is
 #
 # ```{math}
 # :label: eq-supcon-gradient-error
@@ -415,8 +408,8 @@ step_table
 # At a false label its square is $1 + 1/|P|$, at a true one it is $1 - 1/|P|$.
 # The larger of the two gives the bound. $\square$
 #
-# So from two true labels on, no scores make the printed gradient nearly right.
-# When all scores are equal, as in an untrained model, $\lVert p - u_P \rVert^2 = 1/|P| - 1/K$ and the relative error is $(|P| - 1) / \sqrt{1 - |P| / K}$.
+# So with two or more true labels, no scores make the printed gradient nearly right.
+# When all scores are equal, $\lVert p - u_P \rVert^2 = 1/|P| - 1/K$ and the relative error is $(|P| - 1) / \sqrt{1 - |P| / K}$.
 
 # %% tags=["hide-input"]
 several = [(s, t) for s, t in MIXED if t.sum() > 1]
@@ -510,8 +503,8 @@ show(figure)
 # ### What the gradient promises
 #
 # Math §8.1.2 says that the loss ranks true labels above false ones.
-# In terms of the gradient that is exact.
-# Let $g_j = p_j - \mathbb{1}[j \in P]/|P|$ and $M = \sum_{j \in P} p_j$, the mass of the true labels.
+# The gradient bears this out.
+# Let $g_j = p_j - \mathbb{1}[j \in P]/|P|$ be the derivative by $s_j$, and $M = \sum_{j \in P} p_j$ the mass of the true labels.
 #
 # ```{math}
 # :label: eq-supcon-ranking
@@ -522,10 +515,10 @@ show(figure)
 #
 # *Proof.* $g_k - g_j = p_k - p_j + 1/|P|$, and $s_j \le s_k$ means $p_j \le p_k$. $\square$
 #
-# A pair in the wrong order is driven apart at a speed of at least $1/|P|$.
-# A true label with $p_j > 1/|P|$ is pushed down, even while a false label leads it; but the false one then falls faster.
+# So descent moves the two scores of a pair in the wrong order towards the right order, at a speed of at least $1/|P|$.
+# A true label with $p_j > 1/|P|$ may be pushed down meanwhile; the false one above it falls faster.
 #
-# The total push on both sides is the same, whatever the number of candidates:
+# True and false labels are pushed equally hard in total, whatever their numbers:
 #
 # ```{math}
 # :label: eq-supcon-balance
@@ -611,10 +604,10 @@ checks.at_least(
 # Then $v^\top H v = \sum p_i v_i^2 - (\sum p_i v_i)^2$, a variance.
 # A variance is at most a quarter of the squared range, and $(v_i - v_k)^2 \le 2 \lVert v \rVert^2$. $\square$
 #
-# So the loss is convex in the scores, and never strictly: along equal shifts it is flat.
+# So the loss is convex in the scores, though not strictly: along equal shifts it is flat.
 # Its gradient is Lipschitz with constant one half.
-# The off-diagonal entries are why math §8.3.3 calls this gradient relative: the push on a label depends on all scores of the text.
-# None of this makes the loss convex in the weights of the encoder.
+# The push on a label depends on all scores of the text; math §8.3.3 calls this gradient relative.
+# In the weights of the encoder the loss need not be convex.
 
 # %% tags=["hide-input"]
 all_zero(
@@ -686,7 +679,7 @@ checks.rejects(
 # %% [markdown]
 # ## How small the loss can be
 #
-# **Proposition.** The loss is a distance from the uniform distribution on the true labels, on top of a constant:
+# **Proposition.** The loss is a constant plus the Kullback-Leibler divergence from $p$ to $u_P$, the uniform distribution on the true labels:
 #
 # ```{math}
 # :label: eq-supcon-kl
@@ -709,8 +702,7 @@ checks.rejects(
 # Otherwise the infimum is approached and never reached: with all true labels at a height $a$ above all false ones,
 # $\mathcal{L}_b - \log |P| = \log(1 + (K/|P| - 1)\, e^{-a})$.
 #
-# For one true label the floor is zero.
-# For several it is not, however good the model is.
+# For one true label the floor is zero, for several it is not.
 
 # %% tags=["hide-input"]
 all_zero(
@@ -786,10 +778,10 @@ checks.rejects(
 # The right side falls with $\bar s_P$, which is at most $\tau$.
 # Equality in all three steps means equal true scores, false scores $-\tau$, and $\bar s_P = \tau$. $\square$
 #
-# The corner can be reached by the model's head: take one direction, point the true labels along it and the false ones against it.
-# The repulsion of labels then pays for it, because the true labels coincide.
+# Vectors can reach the bound: point the true labels along one direction and the false ones against it.
+# The true labels then coincide, which the repulsion loss penalises ({doc}`repulsion`).
 #
-# Solving for $\tau$ says how large the scale must be before the bound is within $\varepsilon$ of $\log |P|$, for $|P| < K$:
+# For $|P| < K$ the bound is within $\varepsilon > 0$ of $\log |P|$ if
 #
 # ```{math}
 # :label: eq-supcon-needed-scale
@@ -797,9 +789,7 @@ checks.rejects(
 # ```
 
 # %% [markdown]
-# The bound is tested where it could fail.
-# A box-constrained optimiser (L-BFGS-B) minimises the package's loss over the scores, started at random.
-# A second optimiser (Adam) moves free text and label vectors through the package's cosine head.
+# Two optimisers try to get below the bound: L-BFGS-B over scores in the box, and Adam over free text and label vectors in the package's cosine head.
 
 
 # %% tags=["hide-input"]
@@ -918,9 +908,9 @@ axis.legend(frameon=False)
 show(figure)
 
 # %% [markdown]
-# At the initial scale $\tau = e^2$ the head costs nothing: the bound lies on $\log |P|$ to the width of a line.
-# With a bare cosine it would cost a lot.
-# The table gives the scale from which on the bound is within $\varepsilon$ of $\log |P|$ ({eq}`eq-supcon-needed-scale`).
+# At the initial scale $\tau = e^2$ the head costs next to nothing: in the figure the bound lies on $\log |P|$.
+# With a bare cosine, $\tau = 1$, it would cost a lot.
+# The table gives the smallest scale of {eq}`eq-supcon-needed-scale`.
 
 # %% tags=["hide-input"]
 pd.DataFrame(
@@ -952,9 +942,8 @@ pd.DataFrame(
 # The second derivative is $c^\top H c$ with {eq}`eq-supcon-curvature`.
 # The model stores $\log \tau$, which gives the factor $\tau$. $\square$
 #
-# The sign is easy to read.
-# Descent raises $\tau$ exactly while the true labels have a higher cosine than the softmax expects.
-# The loss is convex in $\tau$, so two slopes decide everything:
+# Descent raises $\tau$ exactly while the mean cosine of the true labels is above that of the softmax.
+# The loss is convex in $\tau$, so its slopes at both ends tell where it is smallest:
 #
 # ```{math}
 # :label: eq-supcon-tau-ends
@@ -966,15 +955,14 @@ pd.DataFrame(
 # with $\bar c$ the mean cosine of all candidates.
 # *Proof.* At zero the softmax is uniform; at infinity all its mass is on the largest cosine. $\square$
 #
-# If the true labels share the largest cosine and some false label has a lower one, the slope stays negative and $\tau$ grows without limit.
-# With one true label that only means that it comes first.
-# If the true labels are above average but below the largest cosine, the slope changes sign once and there is one best finite $\tau$.
-# With several true labels that is the rule, because their cosines differ.
-# If they are below average, the slope is positive throughout and $\tau$ shrinks towards zero.
+# For fixed cosines there are three cases:
+#
+# - If all true labels share the largest cosine and some false label has a lower one, descent raises $\tau$ without limit. With one true label this means that it comes first.
+# - If $\bar c_P$ is above the average $\bar c$ but below the largest cosine, there is one best finite $\tau$. With several true labels, whose cosines differ, that is the usual case.
+# - If $\bar c_P$ is below the average, $\tau$ shrinks towards zero.
 #
 # Math §12.2 says that a higher $\tau$ gives sharper distributions.
-# For the softmax of SupCon that is a theorem.
-# Its entropy $H_p = -\sum_j p_j \log p_j$ falls and its largest probability rises:
+# For the softmax of SupCon that can be proved: its entropy $H_p = -\sum_j p_j \log p_j$ falls and its largest probability rises.
 #
 # ```{math}
 # :label: eq-supcon-entropy
@@ -990,8 +978,7 @@ pd.DataFrame(
 # The entropy is $\log \sum_k e^{\tau c_k} - \tau\, \mathbb{E}_p[c]$ with the derivative $-\tau\, \partial \mathbb{E}_p[c] / \partial \tau$.
 # For the label of largest cosine the right side of {eq}`eq-supcon-confidence` is not negative. $\square$
 #
-# The probabilities that the model reports for single labels are another matter.
-# They are those of the rescaled score $\mathrm{sim} / \tau \cdot \tau_{\text{BCE}}$, from which $\tau$ cancels.
+# The probabilities that the model reports for single labels do not sharpen: they use the rescaled score $\mathrm{sim} / \tau \cdot \tau_{\text{BCE}}$ ({doc}`bce`), from which $\tau$ cancels.
 
 # %% tags=["hide-input"]
 tau_symbol = sympy.Symbol("tau", positive=True)
@@ -1157,13 +1144,12 @@ checks.equal("supcon-confidence", "exact", blind, [blind[0]] * 3, ROUND, case="B
 # ## Are the probabilities calibrated?
 #
 # Math §8.1.2 says that the softmax naturally gives calibrated distributions.
-# To judge that, let the set of true labels $P$ of a text be random, never empty, and let
+# To judge that, let the set of true labels $P$ of a text be random, never empty.
+# A calibrated probability of label $j$ is $q_j$; SupCon has another target, $t_j$:
 #
 # $$q_j = \Pr(j \in P), \qquad t_j = \mathbb{E}\left[\frac{\mathbb{1}[j \in P]}{|P|}\right].$$
 #
-# A calibrated probability of label $j$ is $q_j$.
-#
-# **Proposition.** The expected loss has its only minimum over distributions $p$ at $p = t$:
+# **Proposition.** The expected loss has its only minimum over distributions $p$ at $p = t$; with $H_t$ for the entropy of $t$,
 #
 # ```{math}
 # :label: eq-supcon-proper
@@ -1173,15 +1159,14 @@ checks.equal("supcon-confidence", "exact", blind, [blind[0]] * 3, ROUND, case="B
 # *Proof.* $\mathcal{L}_b$ is linear in the weights $\mathbb{1}[j \in P]/|P|$; take the expectation.
 # The divergence is zero only at $p = t$. $\square$
 #
-# With exactly one true label $t = q$, and SupCon is the logarithmic score, which is strictly proper.
-# Then the best softmax is calibrated, for unlimited data and scores that are free to take their best values.
+# With exactly one true label $t = q$, so the best softmax is calibrated, for unlimited data and free scores.
 #
 # With several true labels $t \ne q$: the entries of $t$ sum to one, those of $q$ to the expected number of true labels.
-# A text whose two labels are certain, $q = (1, 1, 0)$, gets $t = (\tfrac12, \tfrac12, 0)$.
-# For a set that is always true the error is $1 - 1/|P|$ on each of its labels.
+# A text with two labels that are certainly true, $q = (1, 1, 0)$, gets $t = (\tfrac12, \tfrac12, 0)$.
+# In general a certain set has the error $1 - 1/|P|$ on each of its labels.
 #
-# The probabilities that math §10.1 reports, $\sigma(\mathrm{sim})$, are not determined by SupCon at all.
-# The loss does not change when all scores of a text move together, so $\sigma$ can be anything.
+# The probabilities that math §10.1 reports are $\sigma(\mathrm{sim})$, with the logistic function $\sigma$.
+# SupCon does not determine them at all: a common shift of all scores changes them and not the loss.
 
 # %% tags=["hide-input"]
 residuals = []
@@ -1266,13 +1251,11 @@ pd.DataFrame(
 # ### Imbalance
 #
 # Math §8.1.3 credits SupCon with robustness to label imbalance.
-# One kind of robustness is real: {eq}`eq-supcon-balance`.
-# The true labels of a text are pushed as hard as its false ones together, whatever their numbers.
+# That is right within a text: by {eq}`eq-supcon-balance` its true and its false labels are pushed equally hard, whatever their numbers.
 #
-# Imbalance between labels, over texts, is not touched.
-# By {eq}`eq-supcon-proper` the best scores follow the frequencies.
-# If nothing in a text tells two labels apart and one is true nine times as often, the best gap between their scores is $\log 9$.
-# That is what a proper score must do, and it is the opposite of robustness to rare labels.
+# It is not right over texts, where by {eq}`eq-supcon-proper` the best scores follow the frequencies of the labels.
+# Suppose that nothing in a text tells two labels apart, exactly one of them is true, and the odds are nine to one.
+# The best gap between their scores is then $\log 9$: the rare label loses.
 
 # %%
 gap = minimize(
@@ -1303,12 +1286,11 @@ checks.equal("supcon-proper", "search", gap, math.log(9), 1e-5, case="nine to on
 # where the "negatives" of a true label are *all* other candidates, the other true labels included.
 # *Proof.* Divide numerator and denominator of $p_j$ by $e^{s_j}$. $\square$
 #
-# Math §8.1.3 takes the true labels as positives and the "other labels in the candidate set" as negatives.
-# With "all other labels" of math §8.1.2 that is {eq}`eq-supcon-infonce-mean`.
-# Read as the false labels only, it would be the one-vs-negatives loss of the next section.
-# For scores 2 and 1 on two true labels and 0 on a false one the first gives {glue:text}`supcon_all_others:s`, the second {glue:text}`supcon_false_only:s`.
+# So the true labels of a text compete with each other, which is the reason for the floor $\log |P|$.
 #
-# That is the reason for the floor $\log |P|$: the true labels of a text compete with each other.
+# Math §8.1.3 speaks of the "other labels in the candidate set" as negatives.
+# Read as the false labels only, that would be the one-vs-negatives loss of the next section.
+# For scores 2 and 1 on two true labels and 0 on a false one {eq}`eq-supcon-infonce-mean` gives {glue:text}`supcon_all_others:s`, the other reading {glue:text}`supcon_false_only:s`.
 
 # %% tags=["hide-input"]
 all_zero(
@@ -1375,8 +1357,7 @@ checks.rejects(
 # %% [markdown]
 # ## One against the negatives
 #
-# The card prints no formula.
-# Its name fixes the denominator: one true label and the false ones.
+# The card prints no formula; we read it off the name: one true label stands against the false ones.
 # The margin $m \ge 0$ lowers the score of the true label.
 # Let $\bar P$ be the false labels and $r = \log \sum_{k \in \bar P} e^{s_k}$ their smooth maximum.
 #
@@ -1411,8 +1392,8 @@ print(inspect.getsource(one_vs_negatives_loss))
 # Unlike SupCon, this loss never pushes a true label down.
 # It is convex in the scores too, because $m + r - s_j$ is convex and $\log(1 + e^a)$ is convex and rising.
 #
-# The code uses PyTorch's `softplus`, which replaces $\log(1 + e^a)$ by $a$ above twenty.
-# That leaves out at most $e^{-20}$, and the checks of this section allow for it.
+# PyTorch's `softplus` replaces $\log(1 + e^a)$ by $a$ above twenty.
+# That leaves out at most $e^{-20}$, and the checks allow for it.
 
 # %% tags=["hide-input"]
 M = sympy.Symbol("M", positive=True)  # exp(m)
@@ -1560,9 +1541,8 @@ checks.rejects(
 # with equality at the same corner as SupCon.
 # *Proof.* Every term falls with $s_j$ and rises with every $s_k$, so the corner is best for all terms at once. $\square$
 #
-# With unbounded scores, as from the card's bilinear head, the bound goes to zero as $\tau \to \infty$.
-# The infimum is zero for *any* number of true labels and any margin.
-# That is the practical difference from SupCon, whose floor is $\log |P|$.
+# For scores without a bound, as from the card's bilinear head, the infimum is zero, for *any* number of true labels and any margin.
+# SupCon has the floor $\log |P|$.
 
 # %% tags=["hide-input"]
 first, second = gather(lambda s, t: ovn_value(s, t, 0.0)), gather(value)
@@ -1600,13 +1580,12 @@ checks.equal("supcon-ovn-bound", "naive", vanishing, 0.0 * vanishing, 1e-10, cas
 #
 # *Proof.* $\sigma(0) = \tfrac12$, and a sum of $n$ exponentials lies between the largest and $n$ times the largest. $\square$
 #
-# Without a margin a true label is half satisfied when it equals the smooth maximum of its rivals.
-# With a margin it must lead by $m$.
+# So a true label must lead the smooth maximum of its rivals by $m$ before it holds half of the mass.
 # The margin is measured in units of the score.
-# A head without a bound can outgrow it: scores multiplied by $a$ see the margin $m / a$.
+# A head without a bound can outgrow it: for scores multiplied by $a$ it acts like $m / a$.
 #
 # A margin also has a price.
-# Take two labels of which exactly one is true, the first with odds $e^\ell$.
+# Take two labels of which exactly one is true, the first with odds of $e^\ell$ to one.
 # The best gap $d = s_1 - s_2$ is then
 #
 # ```{math}
@@ -1621,7 +1600,7 @@ checks.equal("supcon-ovn-bound", "naive", vanishing, 0.0 * vanishing, 1e-10, cas
 #
 # Without a margin $d^* = \ell$: the softmax is calibrated.
 # With one, $d^*$ is further from zero than $\ell$ whenever $\ell \ne 0$: the best softmax is too sure.
-# The card says that its model gives no calibrated probabilities; for the softmax the margin alone sees to that.
+# The card says that its model gives no calibrated probabilities; for the softmax the margin is reason enough.
 
 # %% tags=["hide-input"]
 half = [(s, t, m) for s, t in MIXED for m in MARGINS]
@@ -1705,7 +1684,7 @@ bottom.set(xlabel="score of rival 1", ylabel="score of rival 2", xlim=(-6, 0.5),
 show(figure)
 
 # %% [markdown]
-# With the card's margin, `margin` = {glue:text}`supcon_margin:s`, and odds of four to one, the best softmax says {glue:text}`supcon_sure:s` where four fifths would be right.
+# With the card's margin of {glue:text}`supcon_margin:s` and odds of four to one, the best softmax says {glue:text}`supcon_sure:s` where four fifths would be right.
 #
 # ## In floating point
 #
@@ -1722,9 +1701,9 @@ show(figure)
 # *Proof.* Take $e^{s^*}$ out of the sum in {eq}`eq-supcon-split`.
 # Every exponent is at most zero and one of them is zero, so the sum lies between one and $K$. $\square$
 #
-# Nothing on the right side can overflow, and the logarithm never sees zero.
+# No exponential on the right side can overflow, and the logarithm never sees zero.
 # PyTorch's `log_softmax` computes it so.
-# The reference for large scores is `mpmath` with fifty digits and the formula as printed.
+# For large scores it is compared with the printed formula in fifty digits (`mpmath`).
 
 # %% tags=["hide-input"]
 X = sympy.Symbol("X", positive=True)  # exp of any shift, the largest score among them
@@ -1791,15 +1770,14 @@ paste("supcon_half", f"{int(torch.finfo(torch.float16).max / math.exp(START))}")
 overflow.round(4)
 
 # %% [markdown]
-# The cosine head is safe at its initial scale even as printed, because its scores never exceed $\tau$; in half precision that holds for up to {glue:text}`supcon_half:s` candidates.
-# A bilinear head has no such limit.
-# In the other direction the printed form takes the logarithm of zero once a true label lies so far below the largest score that its exponential underflows.
+# With the cosine head at its initial scale even the printed form is safe, because scores never exceed $\tau$; in half precision (float16) that holds for up to {glue:text}`supcon_half:s` candidates.
+# The scores of a bilinear head have no such limit.
+# The printed form also fails when a true label lies so far below the largest score that its exponential becomes zero.
 
 # %% [markdown]
 # ## In practice
 #
-# The corpus that ships with the package has several true labels on every text.
-# This is what the propositions say about it.
+# The corpus that ships with the package has several true labels on every text, so all of this applies.
 
 # %%
 corpus = hardset_mini("train")
@@ -1818,17 +1796,17 @@ report.metric("corpus/floor", float(corpus_floor), unit="nats", n=len(corpus))
 report.metric("corpus/start", float(start_loss), unit="nats", n=len(corpus))
 
 # %% [markdown]
-# - A training text has {glue:text}`supcon_n_true:s` true labels. The mean loss starts near {glue:text}`supcon_start:s`, where all scores are equal, and cannot fall below {glue:text}`supcon_floor:s`. A curve that flattens there is finished, not stuck.
+# - A training text has {glue:text}`supcon_n_true:s` true labels. With equal scores the mean loss is {glue:text}`supcon_start:s`, and it cannot fall below {glue:text}`supcon_floor:s`. A curve that flattens there is finished, not stuck.
 # - Losses of data sets with different numbers of true labels cannot be compared. Subtract $\log |P|$ first; what is left is the divergence in {eq}`eq-supcon-kl`.
-# - Whoever codes the gradient by hand from math §8.3.3 would start with a relative error of {glue:text}`supcon_start_error:s` on this corpus. Automatic differentiation never sees that formula.
-# - The softmax is no probability of a label when several are true: for a set that is certain, the best softmax is off by {glue:text}`supcon_miscalibrated:s` on average over this corpus. Per-label probabilities must come from the BCE term.
-# - The card's loss has no floor, lets true labels live side by side, and is overconfident by construction once the margin is positive.
+# - Whoever codes the gradient of math §8.3.3 by hand starts with a relative error of {glue:text}`supcon_start_error:s` on this corpus. Automatic differentiation is not affected.
+# - The softmax is no probability of a label when several are true. For a set that is certain, the best softmax is off by {glue:text}`supcon_miscalibrated:s` on average over this corpus. Probabilities of single labels must come from the binary cross-entropy term ({doc}`bce`).
+# - The card's loss has no floor and lets true labels live side by side. With a margin above zero its best softmax is overconfident.
 
 # %% [markdown]
 # ## No true label
 #
-# Math §1.1 asks for a subset of the labels, and the empty set is one.
-# For such a text the factor $1/|P_b|$ in {eq}`eq-supcon-loss` divides zero by zero.
+# Math §1.1 asks for a subset of the labels, which may be empty.
+# For such a text {eq}`eq-supcon-loss` divides zero by zero.
 # The package averages over $B_+$, the texts with at least one true label:
 #
 # ```{math}
@@ -1839,10 +1817,10 @@ report.metric("corpus/start", float(start_loss), unit="nats", n=len(corpus))
 #
 # and the loss is zero, with zero gradient, if $B_+$ is empty.
 #
-# Public code has done all three possible things.
-# The reference code of SupCon first returned NaN ([issue 141](https://github.com/HobbitLong/SupContrast/issues/141)).
-# Since [pull request 142](https://github.com/HobbitLong/SupContrast/pull/142) such a row costs zero and still counts in the mean.
-# [pytorch-metric-learning](https://github.com/KevinMusgrave/pytorch-metric-learning) adds a tiny number to the count and by default averages over the losses above zero, which leaves the row out, as here.
+# Public code handles such a row in three ways.
+# The reference code of SupCon first returned NaN, "not a number" ([issue 141](https://github.com/HobbitLong/SupContrast/issues/141)).
+# Since [pull request 142](https://github.com/HobbitLong/SupContrast/pull/142) the row costs zero and still counts in the mean.
+# [pytorch-metric-learning](https://github.com/KevinMusgrave/pytorch-metric-learning) by default averages over the losses above zero, which leaves the row out, as here.
 # The last two differ by the factor $B / |B_+|$: counting empty rows scales the gradient of all others down.
 
 # %% tags=["hide-input"]
@@ -1890,9 +1868,8 @@ pd.DataFrame(
 #
 # ## Other edge cases
 #
-# One candidate: its softmax is one, so the loss and its gradient are zero, true label or not.
-# Every candidate true: SupCon still asks for equal scores, and its floor $\log K$ is reached; one-vs-negatives has no rival and is zero.
-# A padded column takes no part.
+# - One candidate: the loss and its gradient are zero, whether the label is true or not.
+# - Every candidate true: SupCon asks for equal scores and then reaches its floor $\log K$. One-vs-negatives has no rival and is zero.
 
 # %% tags=["hide-input"]
 edges = {
