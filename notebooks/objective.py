@@ -13,10 +13,22 @@
 # %% [markdown]
 # # The total objective
 #
-# Three losses act on the same label embeddings.
+# GliZNet is trained on a weighted sum of three losses.
+# The contrastive loss ranks the labels of a text; in the mathematics document it is SupCon.
+# Binary cross-entropy (BCE) turns each score into a probability.
+# The repulsion keeps the embeddings of labels apart.
+#
+# All three act on the same label embeddings.
 # Do they help each other or fight?
 # How strong is each?
 # And what do the three weights decide?
+#
+# In short:
+#
+# - **Direction.** SupCon and BCE act on a label embedding along one line. They can be opposed on a true label, but only in a text with several of them.
+# - **Strength.** In the short training run below, each term causes this share of the progress: {glue:text}`objective_shares:s`. The repulsion hardly counts there.
+# - **Weights.** AdamW sees ratios only. So both documents recommend the same mixture, though of different terms.
+# - **Limits.** At the best solution, more weight on a term lowers that term on the training rows. It promises neither a better ranking nor better probabilities.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -79,9 +91,9 @@ checks = Checks(report)
 # %% [markdown]
 # ## Where it sits
 #
-# The mathematics document adds the terms in §8, follows the gradient in §9.1, trains in §9.3 and discusses the weights in §12.1.
-# Its §11.1 calls the loss differentiable almost everywhere.
-# The model card has weights and training settings of its own.
+# Each term has a chapter of its own: {doc}`supcon`, {doc}`repulsion` and {doc}`bce`.
+# The mathematics document adds them in §8, follows the gradient in §9.1, trains in §9.3, calls the loss differentiable almost everywhere in §11.1 and discusses the weights in §12.1.
+# The model card has other terms, weights and training settings.
 # In the code the sum is one function.
 
 # %%
@@ -90,16 +102,15 @@ print(inspect.getsource(total_loss))
 # %% [markdown]
 # ## Definition
 #
-# With three numbers {math}`\lambda \ge 0`,
+# With three weights {math}`\lambda \ge 0`, the loss is
 #
 # ```{math}
 # :label: eq-objective-total
 # \mathcal{L} = \lambda_{\text{con}}\,\mathcal{L}_{\text{con}} + \lambda_{\text{rep}}\,\mathcal{L}_{\text{rep}} + \lambda_{\text{BCE}}\,\mathcal{L}_{\text{BCE}}.
 # ```
 #
-# Beware of the order.
-# Math §12.1 lists its recommendation as SupCon, BCE, repulsion; the code takes contrastive, repulsion, BCE.
 # The two presets keep the values of their documents: `contrastive_weight=1.0`, `repulsion_weight=0.1` and `bce_weight=1.0` for `math`, half of each for `card`.
+# Beware of the order: math §12.1 lists SupCon, BCE, repulsion; the code takes contrastive, repulsion, BCE.
 
 # %% tags=["hide-input"]
 WEIGHTS = ("contrastive_weight", "repulsion_weight", "bce_weight")
@@ -137,10 +148,14 @@ checks.rejects("objective-total", "order of the recommendation", swapped, sums, 
 # %% [markdown]
 # ## The three forces on one label embedding
 #
-# Fix a text {math}`b`; leave out its index.
-# The label embedding {math}`e_j` and the token vectors {math}`z_i` have {math}`d_p` entries.
-# We hold the hidden states and the projections fixed, as math §9.1 does.
-# Write {math}`t_j = \sum_i \alpha_{j,i} z_i` for the text embedding, {math}`c_j` for the cosine of {math}`t_j` and {math}`e_j`, a hat for a vector of length one, and
+# A loss acts on an embedding through its gradient: a small step moves the embedding against it.
+# We call minus the gradient the *force* of that loss.
+#
+# Fix a text {math}`b` and leave out its index.
+# Hold the hidden states and the projections fixed, as math §9.1 does.
+# Label {math}`j` has the embedding {math}`e_j`, and token {math}`i` of the text the vector {math}`z_i` after the projection.
+# Label {math}`j` sees the text as {math}`t_j = \sum_i \alpha_{j,i} z_i`, with its attention weights {math}`\alpha_{j,i}`.
+# Write {math}`c_j` for the cosine of {math}`t_j` and {math}`e_j`, {math}`\hat v = v / \|v\|` for a vector scaled to length one, and
 #
 # $$
 # g_j^{\text{S}} = \frac{\partial \mathcal{L}_{\text{SupCon}}}{\partial\, \mathrm{sim}_j}, \qquad
@@ -157,9 +172,8 @@ checks.rejects("objective-total", "order of the recommendation", swapped, sums, 
 # \qquad J_j = \frac{d\, \mathrm{sim}_j}{d e_j}.
 # ```
 #
-# Here {math}`J_j` is the *total* derivative.
-# The label embedding enters the score at two places: in the head, and as the query of the attention that makes {math}`t_j`.
-# Let {math}`s_{j,i}` be the product that the attention divides by {math}`\tau_{\text{attn}}`.
+# Here {math}`J_j` is the *total* derivative, because the label embedding enters the score at two places: in the head, and as the query of the attention that makes {math}`t_j`.
+# Let {math}`s_{j,i}` be the attention score of label {math}`j` for token {math}`i`, before the division by {math}`\tau_{\text{attn}}`.
 # For the cosine head
 #
 # ```{math}
@@ -172,26 +186,27 @@ checks.rejects("objective-total", "order of the recommendation", swapped, sums, 
 # For `attention_score="cosine"` it is {math}`(\hat z_i - \langle \hat z_i, \hat e_j \rangle\, \hat e_j) / \|e_j\|`.
 #
 # **Proof.**
-# The cosine has the derivative {math}`(\hat u - c\,\hat v) / \|v\|` by {math}`v`; take {math}`v = e_j` for the first part, {math}`v = t_j` for {math}`w_j`.
+# The cosine {math}`c` of two vectors {math}`u` and {math}`v` has the derivative {math}`(\hat u - c\,\hat v) / \|v\|` by {math}`v`.
+# Take {math}`v = e_j` for the first part, {math}`v = t_j` for {math}`w_j`.
 # The softmax gives {math}`d\alpha_{j,i} = \alpha_{j,i}\,(ds_{j,i} - \sum_k \alpha_{j,k}\, ds_{j,k}) / \tau_{\text{attn}}`.
 # So {math}`\langle w_j, dt_j \rangle = \sum_i d\alpha_{j,i} \langle z_i, w_j \rangle`.
 # Since {math}`\sum_i \alpha_{j,i} \langle z_i - t_j, w_j \rangle = 0`, the mean that is subtracted drops out once {math}`z_i` is replaced by {math}`z_i - t_j`.
 #
 # For the dot product the attention part is {math}`C_j w_j / \tau_{\text{attn}}`, with {math}`C_j` the covariance of the tokens under the attention weights.
-# It vanishes if the label looks at a single token, and it is small for a high {math}`\tau_{\text{attn}}`.
+# It vanishes if the label looks at a single token.
 #
-# Math §9.1 writes {math}`\partial` on both sides.
-# The left side is a total derivative, so we read the right side as one too: by math §6.2 the score depends on {math}`e_j` through the text embedding as well.
-# Whoever differentiates the formulas of math §7 alone loses the attention part.
+# Math §9.1 writes {math}`\partial` on both sides; we read both as total derivatives.
+# Differentiating the head alone (math §7) misses the attention part.
 #
-# The two outer factors are those of {eq}`eq-bce-gradient-sim` and of SupCon, {math}`g_j^{\text{S}} = (p_j - \mathbb{1}[j \in P] / |P|) / B`, where {math}`p` is the softmax of the scores.
+# The outer factors come from the chapters on the losses.
+# SupCon gives {math}`g_j^{\text{S}} = (p_j - \mathbb{1}[j \in P] / |P|) / B`, with {math}`p` the softmax of the scores and {math}`P` the true labels.
+# BCE gives {math}`g_j^{\text{B}} = \rho\,(\sigma_j - y_j) / N` ({eq}`eq-bce-gradient-sim`), with {math}`\rho = \tau_{\text{BCE}} / \tau`, {math}`\sigma_j = \sigma(\rho\, \mathrm{sim}_j)` and {math}`N` pairs of a text and a label in the batch.
 # The repulsion pushes {math}`e_j` away from each label that is too near:
 #
 # $$
 # r_j = \frac{2}{B\, K (K - 1)} \sum_{k \ne j,\; \cos(e_j, e_k) > \theta_{\text{rep}}} \frac{\hat e_k - \cos(e_j, e_k)\, \hat e_j}{\|e_j\|}.
 # $$
 #
-# The loops below write loss and forces once, from these formulas, for plain numbers and for sympy's exact ones.
 
 # %% tags=["hide-input"]
 NUMBERS = SimpleNamespace(exp=math.exp, log=math.log, sqrt=math.sqrt, max=max)
@@ -449,10 +464,11 @@ paste("objective_missing_dot", f"{missing[0]:.2f}")
 paste("objective_missing_cosine", f"{missing[1]:.2f}")
 
 # %% [markdown]
-# Size of what the head alone misses, relative to the whole gradient, median over random batches: {glue:text}`objective_missing_dot:s` with the dot product in the attention, {glue:text}`objective_missing_cosine:s` with the cosine.
+# How much does the head alone miss?
+# Relative to the whole gradient, in the median over random batches, {glue:text}`objective_missing_dot:s` with the dot product in the attention and {glue:text}`objective_missing_cosine:s` with the cosine.
 # The run below measures it on a real model.
 #
-# ## Two directions, not three
+# ## SupCon and BCE share one line
 #
 # **Proposition.**
 # SupCon and BCE push a label embedding along the same line:
@@ -465,19 +481,20 @@ paste("objective_missing_cosine", f"{missing[1]:.2f}")
 # **Proof.**
 # Both gradients are multiples of {math}`J_j`, by {eq}`eq-objective-chain`.
 #
-# So the cosine of the two forces on a label is one or minus one.
-# It is minus one where {math}`g_j^{\text{S}}` and {math}`g_j^{\text{B}}` differ in sign.
-# {math}`g_j^{\text{B}}` is negative for every true label and positive for every false one.
-# {math}`g_j^{\text{S}}` is positive for every false label.
-# For a true label
+# So the two forces on a label point the same way or are exactly opposed.
+# They are opposed where {math}`g_j^{\text{S}}` and {math}`g_j^{\text{B}}` differ in sign.
+# Both are positive for every false label, and {math}`g_j^{\text{B}}` is negative for every true one.
+# That leaves SupCon on a true label, where
 #
 # ```{math}
 # :label: eq-objective-away
 # g_j^{\text{S}} > 0 \iff p_j > \frac{1}{|P|} \qquad (j \in P).
 # ```
 #
-# A true label that already holds more than its share of the softmax is therefore pushed *away* from the text.
+# So SupCon pushes a true label *away* from the text if it already holds more than its share of the softmax.
 # This needs at least two true labels: a single one would need {math}`p_j > 1`.
+#
+# Can a loss change the length of a label embedding?
 #
 # **Proposition.**
 # Under the cosine head the component along {math}`e_j` itself is
@@ -493,8 +510,8 @@ paste("objective_missing_cosine", f"{missing[1]:.2f}")
 # So are the slopes of the cosine attention, and the summands of {math}`r_j`.
 #
 # Math §9.1 says that BCE adjusts the magnitude.
-# It cannot adjust the length of a label embedding through a cosine head.
-# What remains with the dot product is the attention: there the length of {math}`e_j` acts as one over a temperature.
+# Through a cosine head it cannot adjust the length of a label embedding.
+# With the dot product it can through the attention, where a longer {math}`e_j` acts like a lower temperature.
 # The scale that BCE does adjust is {math}`\tau_{\text{BCE}}`.
 
 # %% tags=["hide-input"]
@@ -602,16 +619,16 @@ paste("objective_radial", f"{radial_dot:.2f}")
 
 # %% [markdown]
 # - True labels that SupCon pushes away from the text, in random rows with two or more of them: {glue:text}`objective_away:s`.
-# - Radial share of the BCE force with the dot product in the attention, median: {glue:text}`objective_radial:s`; with the cosine it is zero.
+# - Share of the BCE force that lies along {math}`e_j` with the dot product in the attention, median: {glue:text}`objective_radial:s`. With the cosine it is zero.
 #
 # The next picture shows the forces in the plane.
 # The text points to the right and is held fixed.
 # Two labels stand still: a true one up on the right, and a false one below.
-# The arrows are minus the gradients on a second true label, wherever it may stand.
-# If the propositions were wrong, an arrow of the upper panels would leave the circle, or SupCon and BCE would point along different lines.
+# The arrows are the forces on a second true label, wherever it may stand.
 # Near the text SupCon points away from it, because there the moving label holds more than half of the softmax.
+# If the propositions were wrong, an arrow would leave its circle, or SupCon and BCE would point along different lines.
 
-# %% mystnb={"figure": {"caption": "Minus the gradient of each term by one true label embedding in the plane, and of their sum with the weights of the mathematics document. Blue arrows turn towards the text, orange ones away from it; lengths are square roots, comparable within a panel. Grey line: the text. Green: the other true label. Pink: a false label.", "name": "fig-objective-forces"}, "image": {"alt": "Four panels of arrows on circles around the origin: SupCon and BCE lie along the circles and turn towards the text, except SupCon close to it; the repulsion turns away from the other two labels."}}
+# %% mystnb={"figure": {"caption": "Force of each term on one true label embedding in the plane, and of their sum with the weights of the mathematics document. Blue arrows turn towards the text, orange ones away from it. Lengths are square roots, comparable within a panel. Grey line: the text. Green: the other true label. Pink: a false label.", "name": "fig-objective-forces"}, "image": {"alt": "Four panels of arrows on circles around the origin: SupCon and BCE lie along the circles and turn towards the text, except SupCon close to it; the repulsion turns away from the other two labels."}}
 fixed = torch.tensor([[math.cos(0.6), math.sin(0.6)], [math.cos(-0.9), math.sin(-0.9)]]).double()
 text = torch.tensor([1.0, 0.0], dtype=torch.float64)
 targets = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
@@ -654,10 +671,10 @@ checks.equal("objective-radial", "exact", tangential, 0.0, ROUND_OFF, case="the 
 # ## Agreement in the scores
 #
 # SupCon and BCE can disagree on a single true label.
-# On the scores of a whole text they cannot.
+# Added over the scores of a whole text, they cannot.
 #
 # **Proposition.**
-# For every text with a true label, all scores, all targets and all scales above zero,
+# For every text with a true label, whatever its scores and targets, and for all positive scales,
 #
 # ```{math}
 # :label: eq-objective-agreement
@@ -667,7 +684,7 @@ checks.equal("objective-radial", "exact", tangential, 0.0, ROUND_OFF, case="the 
 # The same holds term by term for the one-vs-negatives loss of the card.
 #
 # **Proof.**
-# Leave out the positive factors {math}`1/B` and {math}`\rho / N`, so {math}`g_j^{\text{S}} = p_j - \mathbb{1}[j \in P]/|P|` and {math}`g_j^{\text{B}} = \sigma_j - y_j`.
+# Leave out the positive factors {math}`1/B` and {math}`\rho / N`.
 # A false label adds {math}`p_j \sigma_j \ge 0`.
 # Let {math}`m = 1 - \sum_{j \in P} p_j` be the softmax mass of the false labels, {math}`\pi_j = p_j / (1 - m)` the softmax among the true ones, and {math}`\bar\sigma` the plain mean of {math}`\sigma_j` over the true ones.
 # The true labels add
@@ -682,8 +699,8 @@ checks.equal("objective-radial", "exact", tangential, 0.0, ROUND_OFF, case="the 
 # So neither summand is negative.
 # In the one-vs-negatives loss every true label has a gradient of at most zero and every false one of at least zero, as in BCE.
 #
-# In the embeddings a label counts with {math}`\|J_j\|^2`, and the sum may change its sign.
-# The last lines of the cell build such a case: the label on which the two disagree has a short embedding, hence a large {math}`J_j`.
+# For embeddings in place of scores, each summand gets the factor {math}`\|J_j\|^2`, and the sum may change its sign.
+# Such a case is built below: the label on which the two disagree has a short embedding, hence a large {math}`J_j`.
 
 # %% tags=["hide-input"]
 products, margins, alone = [], [], []
@@ -742,18 +759,17 @@ print(f"cosine of both gradients by the embeddings in this case: {in_embeddings:
 # both positive semidefinite, so {math}`\lambda_{\text{con}} \mathcal{L}_{\text{con}} + \lambda_{\text{BCE}} \mathcal{L}_{\text{BCE}}` is convex in the scores.
 #
 # **Proof.**
-# The targets of SupCon are linear in the scores and drop out; what is left is the Hessian of the logarithm of a sum of exponentials.
-# {math}`v^{\mathsf T}(\operatorname{diag}(p) - p p^{\mathsf T}) v` is the variance of {math}`v` under {math}`p`.
+# SupCon is the logarithm of a sum of exponentials minus a linear function of the scores, which has no second derivative.
+# For a vector {math}`v` of one number per label, {math}`v^{\mathsf T}(\operatorname{diag}(p) - p p^{\mathsf T}) v` is the variance of {math}`v` under {math}`p`.
 # For BCE see {eq}`eq-bce-curvature`.
 # The one-vs-negatives loss of the card is convex in the scores too: a softplus, which is convex and rises, of a convex function.
 #
-# Its zero direction is the common shift, {math}`v = (1, \dots, 1)`; BCE removes it.
+# SupCon does not change if all scores of a text move by the same amount; BCE does, and so it alone fixes their level.
 #
 # None of this survives in the parameters.
 # Take one true label in the plane and the text {math}`(1, 0)`.
 # The embeddings at {math}`100^\circ` and {math}`-100^\circ` have the same cosine, and their midpoint points straight away from the text.
-# So the loss at the midpoint is larger than at both ends.
-# A convex function cannot do that, and neither can a quasiconvex one.
+# So the loss is larger at the midpoint than at both ends, which no convex function allows.
 # The repulsion is convex in the cosine of a pair, and not in the embeddings.
 
 # %% tags=["hide-input"]
@@ -833,15 +849,15 @@ print(f"the loss at the midpoint exceeds that at both ends by {above:.2f}")
 #
 # **Proof.**
 # For one text {math}`\sum_j |p_j - \mathbb{1}[j \in P] / |P||` is the distance of two distributions, at most two; the mean over texts keeps that.
-# {math}`|\sigma - y| \le 1`, and the mean over pairs keeps that.
-# Each summand of {math}`r_j` has length {math}`\sqrt{1 - \cos^2} / \|e_j\|`, and there are at most {math}`K - 1`.
+# {math}`|\sigma_j - y_j| \le 1`, and the mean over pairs keeps that.
+# Each summand of {math}`r_j` has length {math}`\sqrt{1 - \cos^2} / \|e_j\|`, and there are at most {math}`K_b - 1`.
 #
 # By {eq}`eq-objective-jacobian` the head's part of {math}`J_j` is at most {math}`\tau / \|e_j\|` long.
-# So a text can move one of its labels by at most {math}`\tau/B` through SupCon, {math}`\tau_{\text{BCE}}/N` through BCE and {math}`2/(B K)` through repulsion, each over {math}`\|e_j\|`.
-# BCE and repulsion share themselves out over the labels; SupCon does not.
-# And the first two carry a scale that the third lacks, so its bound is the smallest.
+# So through the head, the gradient of a label embedding times {math}`\|e_j\|` is at most {math}`\tau/B` for SupCon, {math}`\tau_{\text{BCE}}/N` for BCE and {math}`2/(B K)` for the repulsion.
+# BCE and the repulsion are divided by the number of labels; SupCon is not.
+# The first two also carry a scale that the third lacks, so at the start of training the third bound is the smallest.
 # Bounds do not order the forces themselves: on a text that the model already fits, BCE can be the weakest.
-# The last lines of the cell show one.
+# Here is such a text:
 
 # %% tags=["hide-input"]
 found = {"SupCon": [], "BCE": [], "repulsion": [], "repulsion, no threshold": []}
@@ -902,21 +918,22 @@ pd.DataFrame({"length of the gradient": fitted}).rename_axis("term, fitted text"
 # Their sum is {math}`(\lambda' - \lambda)(T(x_{\lambda'}) - T(x_\lambda)) \le 0`, the first claim.
 # Put it into the first inequality: {math}`R(x_\lambda) \le R(x_{\lambda'}) + \lambda\,(T(x_{\lambda'}) - T(x_\lambda)) \le R(x_{\lambda'})`.
 #
+# So a higher weight of SupCon, BCE or repulsion cannot raise that term.
 # This holds for global minima and on the training rows.
-# A higher weight of SupCon, BCE or repulsion cannot raise that term: a lower SupCon value, a lower log loss, a lower repulsion.
 #
+# **Ranking.**
 # A lower SupCon value is not a better ranking.
 # The best scores of BCE order labels by {math}`\Pr(j \in P)`, those of SupCon by {math}`\mathbb{E}[\mathbb{1}[j \in P] / |P|]` ({eq}`eq-supcon-proper`).
-# Let {math}`P` be {math}`\{A\}` with probability {math}`\tfrac25` and {math}`\{B, C, D\}` with {math}`\tfrac35`.
+# For example, let {math}`P` be {math}`\{A\}` with probability {math}`\tfrac25` and {math}`\{B, C, D\}` with {math}`\tfrac35`.
 # BCE puts {math}`A` last, {math}`\tfrac25 < \tfrac35`; SupCon puts it first, {math}`\tfrac25 > \tfrac15`.
-# So more weight of SupCon turns the order round, and the smaller set wins.
-# The first table below shows it.
+# So more weight of SupCon turns the order round, and the smaller set wins, as the first table shows.
 #
+# **Calibration.**
 # Math §12.1 also says that a lower weight of SupCon risks poor calibration.
-# For the reported probabilities, the sigmoids, the direction is the other one.
+# For the reported probabilities, the sigmoids, it is a higher one that does.
 # Without the repulsion {math}`R` is BCE, and a lower weight of SupCon can only lower it.
-# The second table shows it on one text whose labels are uncertain: many annotators, of whom each finds a label true with some probability of its own.
-# The scores are free, so BCE alone would be calibrated exactly.
+# The second table shows one text whose labels are uncertain: each is true with a probability of its own.
+# The scores are free, so BCE alone is calibrated exactly.
 
 
 # %% tags=["hide-input"]
@@ -1019,13 +1036,14 @@ paste_table(
 # :format: myst
 # ```
 #
+# **Separation.**
 # The third table has a text of fixed direction, two true labels and a false one, all in the plane.
-# Every triple of angles on a grid was tried, the true labels within a right angle of the text, so these are global minima of the grid.
+# Every triple of angles on a grid was tried, with the true labels within a right angle of the text.
 # Without repulsion the two true labels fall together on the text.
-# This is the collapse that math §12.1 fears, and it is a partial one: the false label stays away, because SupCon and BCE keep it there.
-# With repulsion they part until their cosine reaches {math}`\theta_{\text{rep}}`.
-# More weight does not part them further: below the threshold there is no force.
-# So for labels that move freely the threshold limits the separation, and not the weight.
+# This is the collapse that math §12.1 fears, and it is partial: SupCon and BCE keep the false label away.
+# With enough repulsion the true labels part until their cosine falls below {math}`\theta_{\text{rep}}`.
+# More weight does not part them further, because there is no force below the threshold.
+# So the threshold limits the separation, and not the weight.
 
 # %% tags=["hide-input"]
 near = torch.deg2rad(torch.arange(-90, 91, 2, dtype=torch.float64))
@@ -1101,8 +1119,8 @@ paste_table(
 # {math}`\hat m` is linear in the gradients and {math}`\hat v` quadratic; weight decay does not see the loss at all.
 #
 # The card's three weights are half of those of the mathematics document.
-# As far as AdamW is concerned, both documents recommend the same mixture, of different terms.
-# Two things break the symmetry a little: {math}`\varepsilon`, and clipping of the gradient's norm, which both formulations use here and which acts on a halved gradient less often.
+# So AdamW sees the same mixture in both, of different terms.
+# Only {math}`\varepsilon` and the clipping of the gradient's norm, which acts on a halved gradient less often, break the symmetry a little.
 
 # %% tags=["hide-input"]
 c, beta1, beta2 = sympy.symbols("c beta1 beta2", positive=True)
@@ -1161,7 +1179,7 @@ checks.equal("objective-adam", "naive", *steps_of, 1e-12)
 # ## Training as the documents set it
 #
 # Both documents train with AdamW.
-# The learning rate warms up over a share of the {math}`n` steps, {math}`w` of them, and then falls:
+# The learning rate {math}`\eta` rises over the first {math}`w` of {math}`n` steps and then falls:
 #
 # ```{math}
 # :label: eq-objective-schedule
@@ -1207,9 +1225,9 @@ checks.equal("objective-total", "exact", GliZNetConfig.card().margin, 0.5, case=
 # ## A short real run
 #
 # Now the forces on real label embeddings.
-# The rates are the two ends of the range of math §9.3: the lower one for the backbone, the higher one for the new parameters.
 # The package trains a model on the shipped corpus for a few steps.
-# A hook looks at every forward pass: it takes the gradient of each unweighted term by all label embeddings of the batch, through the attention, and changes nothing.
+# The learning rates are the ends of the range of math §9.3: the lower one for the backbone, the higher one for the new parameters.
+# At every forward pass we take the gradient of each unweighted term by all label embeddings of the batch, through the attention.
 
 # %% tags=["hide-input"]
 TERMS = ("contrastive", "repulsion", "bce")
@@ -1343,8 +1361,9 @@ paste("objective_run", f"{backbone}, {steps} steps of {batch_size} rows")
 # :format: myst
 # ```
 #
-# The cosines compare whole batches: all label embeddings in one vector.
-# A cosine near zero means that two terms do not care about each other, below zero that one undoes the other.
+# The cosines compare the gradients of two terms by all label embeddings of a batch, put into one vector.
+# Near zero, two terms do not affect each other; below zero, one undoes part of the other.
+# "Attention part that the head alone misses" is relative to the length of the whole gradient.
 
 # %% mystnb={"figure": {"caption": "Above: cosine between the gradients of two terms by all label embeddings of a batch. Below: length of each gradient times its weight in the mathematics document.", "name": "fig-objective-run"}, "image": {"alt": "Two line plots over training steps: three cosines, and three weighted gradient lengths on a logarithmic scale."}}
 figure, (above_axis, below) = plt.subplots(2, 1, figsize=(6.4, 5), sharex=True)
@@ -1373,23 +1392,22 @@ show(figure)
 # %% [markdown]
 # ### Who wins the step
 #
-# Let {math}`G = \sum_i \lambda_i g_i` be the whole gradient, {math}`g_i` those of the terms.
+# Which term does a step serve?
+# Let {math}`g_i` be the gradient of term {math}`i` and {math}`G = \sum_i \lambda_i g_i` that of the objective.
 # A small step {math}`-\eta G` lowers the objective by {math}`\eta \|G\|^2`, to first order.
-# Term {math}`i` has the share
+# Of that, term {math}`i` has the share
 #
 # ```{math}
 # :label: eq-objective-share
 # q_i = \frac{\lambda_i \langle g_i, G \rangle}{\|G\|^2}, \qquad \sum_i q_i = 1,
 # ```
 #
-# of it.
-#
 # **Proof.**
 # The step changes {math}`\lambda_i \mathcal{L}_i` by {math}`-\eta\,\lambda_i \langle g_i, G \rangle` to first order.
 # The sum of {math}`\lambda_i g_i` is {math}`G`.
 #
 # A share below zero means that the step makes that term worse.
-# By {eq}`eq-objective-adam` only the ratios of the weights matter, so all choices fit into a triangle.
+# By {eq}`eq-objective-adam` only the ratios of the weights matter, so all choices fit into a triangle with one term at each corner.
 
 # %% tags=["hide-input"]
 weight_symbols = sympy.symbols("l1:4", positive=True)
@@ -1477,12 +1495,12 @@ worse_share = len(worse) / len(mixtures)
 report.metric("simplex/some_term_gets_worse", worse_share, n=len(mixtures))
 
 # %% [markdown]
-# Shares of the step at the weights of the documents: {glue:text}`objective_shares:s`.
+# At the weights of the documents the shares are {glue:text}`objective_shares:s`.
 #
 # ## Where it is not differentiable
 #
 # Math §11.1 says that the loss is differentiable except at the threshold of the repulsion.
-# The threshold is such a place, and it is not the only one.
+# There are two more exceptions.
 #
 # **At the threshold.**
 # Let a pair of labels move along a path {math}`e(\eta)` with {math}`\cos = \theta_{\text{rep}}` and {math}`\frac{d}{d\eta}\cos = \kappa > 0` at {math}`\eta = 0`.
@@ -1497,8 +1515,8 @@ report.metric("simplex/some_term_gets_worse", worse_share, n=len(mixtures))
 # **Proof.**
 # Left of zero the hinge is zero; right of it the loss is {math}`\cos - \theta_{\text{rep}}`.
 #
-# PyTorch returns the left value there, an element of Clarke's generalised gradient {math}`[0, 1] \cdot \nabla \cos`.
-# The subdifferential of convex analysis, which the source's wording suggests, does not apply: the loss is not convex in the embeddings.
+# PyTorch returns the left value, zero, an element of Clarke's generalised gradient {math}`[0, 1] \cdot \nabla \cos`.
+# The subdifferential of convex analysis does not apply, because the loss is not convex in the embeddings.
 #
 # **At a zero vector.**
 # For a unit vector {math}`u` and any {math}`v \ne 0`
@@ -1510,8 +1528,8 @@ report.metric("simplex/some_term_gets_worse", worse_share, n=len(mixtures))
 # ```
 #
 # The limit depends on the direction {math}`u`.
-# So the cosine, hence the score and all three terms, are not even continuous at {math}`e = 0`, and the gradient grows without bound on the way there.
-# The package puts a small constant into the division: the score is zero at a zero vector, and the gradient there is finite, but huge.
+# So the cosine, and with it all three terms, is not even continuous at {math}`e = 0`, and its gradient grows without bound on the way there.
+# The package puts a small constant into the division: at a zero vector the score is zero, and the gradient finite but huge.
 # Dense layers do not produce exact zeros by chance; a zero initialisation does.
 #
 # **Without a true label** math §8.1.1 divides zero by zero.
@@ -1588,16 +1606,15 @@ pd.DataFrame(
 # %% [markdown]
 # ## What this means in practice
 #
-# - SupCon and BCE pull a label embedding along one line. Adding BCE does not add a direction; it changes how far each label is pulled along its own, and it alone sets where zero lies.
-# - Texts with several true labels are where the two can disagree, on a true label that is already ahead.
-# - The repulsion has the smallest upper bound: it has no scale, and its push is shared among all labels. It decides where the others are silent, as between two true labels close to the text; there it can exceed BCE.
-# - The weights of both documents are the same mixture, though of different terms. A search over weights needs two numbers, not three.
-# - More weight on a term improves that term's training value at the best solution, and nothing else is certain.
+# - Adding BCE to SupCon adds no direction. It changes how far each label is pulled, and it alone sets the level of the scores.
+# - The repulsion matters where the others are silent, as between two true labels close to the text.
+# - A search over weights needs two numbers, not three.
+# - Choose a weight by the ranking and the calibration that you measure, not by the value of a loss.
 #
 # ## Edge cases
 #
 # A weight of zero takes a term out of the sum, so that a term that is not finite cannot spoil it.
-# If all weights are zero the loss is zero and still has a gradient, so a training loop does not break.
+# If all weights are zero, the loss is zero and still has a gradient, so a training loop does not break.
 
 # %%
 leaf = torch.tensor(2.0, requires_grad=True)
