@@ -13,17 +13,25 @@
 # %% [markdown]
 # # What a forward pass costs
 #
-# One pass over a text with all its labels, or one pass per label: how much cheaper is the first?
-# The mathematics document says "$K$ times" (math §10.3).
-# The model card says that the cost does not depend on $K$ at all.
+# GliZNet reads a text and its $K$ labels in one pass.
+# A cross-encoder reads the text again for every label.
+# How much cheaper is the single pass?
+# The mathematics document says "$K$ times" (math §10.3), and the model card says that the cost does not depend on $K$ at all.
 # Both forget that every label makes the sequence longer.
 #
-# This chapter counts.
-# It derives the cost of four ways to score $K$ labels as exact polynomials in the length of the text, the length of a label and $K$.
-# It then derives the true ratio, its largest value, and the point where one pass becomes the dearer choice.
+# In short, with $n$ tokens of text and $m$ tokens per label:
 #
-# It judges math §2.1 (complexity), §10.3 and the passes of §11.2, the cost claims of the model card and of GLiClass, and the mathematics of the paper on the soft contextualised encoder {cite}`maheshwari2026sce`: its equations, its tables of operations, and the counts that they give.
-# Accuracies are not its subject.
+# - One pass is cheaper, but never $K$ times for $K > 1$: the speed-up of the encoder stays below $1 + (n + 2) / (m + 1)$.
+# - With more labels the speed-up rises to a maximum and then falls. One pass costs a quadratic polynomial in $K$, a cross-encoder a linear one.
+# - For label names of a word or two, an encoder of usual size is full before one pass becomes the dearer choice.
+# - Many labels are cheapest in chunks, and the best size has a formula.
+#
+# The chapter ends with the operation counts in the paper on the soft contextualised encoder (SCE) {cite}`maheshwari2026sce`.
+# Their arithmetic holds, one of their inputs does not, and their conclusion stands.
+#
+# ## Where it sits
+#
+# The sources are math §2.1, §10.3 and §11.2, the cost claims of the model card and of GLiClass, and the equations and tables of the SCE paper.
 # The formulas are in `gliznet/costs.py`.
 # What they describe is in `gliznet/model.py` and `gliznet/layers.py`.
 
@@ -85,15 +93,12 @@ checks = Checks(report)
 # %% [markdown]
 # ## What is counted
 #
-# A *multiply-add* is one multiplication and one addition.
-# It is two floating-point operations.
+# A *multiply-add* is one multiplication and one addition, hence two floating-point operations.
 # We count the multiply-adds of matrix products and inner products.
 # Softmax, normalisation, activations and biases are left out: they touch each number a few times, and a product touches it as often as a vector is wide.
 #
-# The counter of PyTorch is the independent witness.
+# PyTorch's counter is the independent check.
 # It watches a module run and adds up the operations of every matrix product.
-# It does not see element-wise work either.
-# Two traps come with it.
 # It misses the fused attention of a processor, so every encoder here runs with plain ("eager") attention.
 # It also misses the product of a matrix and a vector.
 #
@@ -141,9 +146,9 @@ pd.Series(
 # A linear map from $a$ to $b$ dimensions costs $L a b$ on $L$ tokens: each of the $L b$ results is an inner product of length $a$.
 #
 # **Proposition.**
-# Let the query heads of a layer be $d_q$ wide together, and the key heads $d_k$, as the value heads.
+# Let the query heads of a layer be $d_q$ wide together, and the key heads $d_k$, as are the value heads.
 # Let $g$ matrices lead into the feed-forward block and one lead out of it.
-# Then one layer costs
+# Then one layer costs, for $L$ tokens,
 #
 # ```{math}
 # :label: eq-costs-layer
@@ -161,14 +166,15 @@ pd.Series(
 # Sharing makes the maps smaller and leaves the scores as they are: every query head still meets every token.
 #
 # DeBERTa, the encoder of the model card, also multiplies queries and keys with a table of $r$ relative positions.
-# That adds $2 r d_q$ to $w$, and $2 r d_h d_q$ per layer once for the whole batch; ratios leave the latter out.
+# That adds $2 r d_q$ to $w$.
+# It also costs $2 r d_h d_q$ per layer once for a whole batch, which the ratios below leave out.
 
 # %%
 print(inspect.getsource(Encoder.matrices))
 print(inspect.getsource(Encoder.block))
 
 # %% [markdown]
-# Four checks: algebra, a loop that counts one by one, and the counter on real layers of four families.
+# The checks are algebra, a loop that counts one by one, and PyTorch's counter on real layers of four families.
 
 # %% tags=["hide-input"]
 L, n, m, K = sympy.symbols("L n m K", positive=True)
@@ -280,8 +286,7 @@ assert layer_norms == ["LlamaRMSNorm"] * 2 + ["LayerNorm"] * 4
 # ## Which term is the larger one?
 #
 # Math §10.3 gives the backbone as $\mathcal{O}(B L^2 d_h)$, "due to self-attention".
-# The linear maps, of order $L d_h^2$, are missing.
-# Inside the windows of these encoders they are most of the work.
+# The linear maps, of order $L d_h^2$, are missing, and within the windows of these encoders they are most of the work.
 #
 # **Proposition.**
 # The share of the attention products in the cost of a layer is
@@ -296,9 +301,9 @@ assert layer_norms == ["LlamaRMSNorm"] * 2 + ["LayerNorm"] * 4
 # **Derivation.**
 # Divide numerator and denominator of {eq}`eq-costs-layer` by $2 d_q L$.
 #
-# The length $\lambda$ is the *turning length*: there, both parts are equal.
-# The printed bound is also false as a statement about $d_h$: for $L = 1$ the cost over $L^2 d_h$ is $12 d_h + 2$, which has no bound.
+# The length $\lambda$ is the *turning length*, at which both parts are equal.
 # The right order is $\mathcal{O}(B L d_h^2 + B L^2 d_h)$, times the number of layers.
+# The printed one also fails as a bound in $d_h$: for $L = 1$ the cost over $L^2 d_h$ is $12 d_h + 2$.
 
 # %% tags=["hide-input"]
 lam = sympy.symbols("lambda", positive=True)
@@ -362,7 +367,7 @@ turning_table = pd.DataFrame(
 turning_table
 
 # %% [markdown]
-# At the full window of BERT-base, {glue:text}`costs_forgotten:s` of the work is in the part that the printed bound forgets.
+# At the full window of BERT-base, {glue:text}`costs_forgotten:s` of the work is in the part that the printed order forgets.
 #
 # ## What GliZNet adds
 #
@@ -380,8 +385,8 @@ turning_table
 # ```
 #
 # The dot head costs $2 K d_p$, the bilinear head $K d_p (d_p + 1)$.
-# An identity projection costs nothing.
-# So $d_p < d_h$ is cheaper than the identity of $d_p = d_h$ exactly if
+# An identity projection costs nothing but keeps the width, $d_p = d_h$.
+# So projecting to a smaller $d_p$ is cheaper than the identity exactly if
 #
 # ```{math}
 # :label: eq-costs-identity
@@ -396,8 +401,8 @@ turning_table
 #
 # For the identity subtract $o$ at $d_p$ from $3 K (L + 1) d_h$, its cost without projections at $d_h$.
 #
-# Two lines of math §10.3 fall.
-# Aggregation is not $\mathcal{O}(B K d_p)$: a mean reads all $K m$ tokens of the labels, which has that order for bounded $m$ only, and the dense product of the package reads all $L$ positions once per label.
+# Two lines of math §10.3 do not hold.
+# Aggregation is not $\mathcal{O}(B K d_p)$: a mean reads all $K m$ tokens of the labels, and the dense product of the package reads all $L$ positions once per label.
 # Similarity is not $\mathcal{O}(B K d_p)$ for the bilinear head of the card: it is $\mathcal{O}(B K d_p^2)$.
 # The lines on projections and attention hold.
 
@@ -530,9 +535,11 @@ own_share.map("{:.2%}".format)
 # %% [markdown]
 # The table takes a text of 64 tokens and 16 labels of three tokens.
 # The encoder is nearly all of the cost.
-# So the choice between mean pooling and the `[LAB]` token (math §5.1) cannot be seen in the time of a pass: the `[LAB]` tokens are in the sequence either way.
+# So the choice between mean pooling and the `[LAB]` token (math §5.1) hardly changes the cost: the `[LAB]` tokens are in the sequence either way.
 #
 # ## The length of the sequence
+#
+# One pass reads $L_1(K)$ tokens, and a cross-encoder reads $L_\times$ tokens for each label:
 #
 # ```{math}
 # :label: eq-costs-lengths
@@ -540,9 +547,8 @@ own_share.map("{:.2%}".format)
 # ```
 #
 # The first is the sequence of math §2.1.
-# The second is the pair that a cross-encoder reads, `[CLS] text [SEP] label [SEP]`.
-# Math §11.2 prints it without the closing `[SEP]`, which tokenizers add: $n + m + 2$, and one.
-# They are equal for one label.
+# The second is the pair `[CLS] text [SEP] label [SEP]`; math §11.2 prints it without the closing `[SEP]`, which tokenizers add.
+# Both are equal for one label.
 # We write $t = n + 2$ for the text with its two control tokens and $p = m + 1$ for a label with its `[LAB]`, so that $L_1 = t + K p$ and $L_\times = t + p$.
 #
 # Labels of different length change nothing below: $K m$ becomes the sum of their lengths.
@@ -583,7 +589,7 @@ checks.zero("costs-lengths", costs.joint_length(n, m, 1) - costs.pair_length(n, 
 # ## Four ways to score $K$ labels
 #
 # **One pass.**
-# GliZNet, and with one token more ({eq}`eq-gliclass-room`) the uni-encoder of GLiClass {cite}`stepanov2025gliclass`.
+# This is GliZNet and, with one token more ({eq}`eq-gliclass-room`), the uni-encoder of GLiClass {cite}`stepanov2025gliclass`.
 # Its cost is a polynomial of degree two in $K$:
 #
 # ```{math}
@@ -597,7 +603,7 @@ checks.zero("costs-lengths", costs.joint_length(n, m, 1) - costs.pair_length(n, 
 # ```
 #
 # **Cross-encoder.**
-# One pass per label, with a pooled `[CLS]` and one output:
+# It takes one pass per label, with a pooled `[CLS]` and one output:
 #
 # ```{math}
 # :label: eq-costs-cross
@@ -605,7 +611,7 @@ checks.zero("costs-lengths", costs.joint_length(n, m, 1) - costs.pair_length(n, 
 # ```
 #
 # **Bi-encoder.**
-# Text and labels are read apart {cite}`reimers2019sbert`.
+# It reads text and labels apart {cite}`reimers2019sbert`.
 # The vectors of the labels do not depend on the text, so they can be kept:
 #
 # ```{math}
@@ -626,8 +632,7 @@ checks.zero("costs-lengths", costs.joint_length(n, m, 1) - costs.pair_length(n, 
 # Put $L_1 = t + K p$ into {eq}`eq-costs-layer` and {eq}`eq-costs-own` and collect powers of $K$.
 # The other three are sums of what the parts cost.
 #
-# One consequence is already visible.
-# The cross-encoder is *linear* in $K$, and the single pass is *quadratic*.
+# So the cross-encoder is *linear* in $K$, and the single pass is *quadratic*.
 # Math §2.1 has it the other way round: it gives $\mathcal{O}(K)$ to GliZNet and $\mathcal{O}(K^2)$ to the cross-encoder.
 
 # %% tags=["hide-input"]
@@ -772,8 +777,7 @@ points[["n", "K", "single", "cross"]].astype({"single": float, "cross": float}).
 ).head()
 
 # %% [markdown]
-# The card's preset differs from the formula by less than the tolerance because the counter does not see the last inner product of a head.
-# Everything else agrees to the last unit.
+# The counts agree with the formulas to the last unit, except for the card's preset: the counter does not see the last inner product of its head.
 #
 # ## The true speed-up
 #
@@ -796,7 +800,7 @@ points[["n", "K", "single", "cross"]].astype({"single": float, "cross": float}).
 #
 # **Derivation.**
 # Divide both costs by $K$.
-# By the inequality of the means, $A / K + C K \ge 2 \sqrt{A C}$, with equality for $K = K_\circ$.
+# The arithmetic mean is at least the geometric one, so $A / K + C K \ge 2 \sqrt{A C}$, with equality for $K = K_\circ$.
 # Putting $K_\circ^2 / K = A / (C K)$ for $K$ swaps the two summands.
 # For large $K$ the term $C K$ outgrows everything.
 #
@@ -810,7 +814,7 @@ points[["n", "K", "single", "cross"]].astype({"single": float, "cross": float}).
 # \frac{K N c(t + p) - N c(t + K p)}{2 N d_q} = (K - 1) \bigl( t (t + \lambda) - K p^2 \bigr),
 # ```
 #
-# and the speed-up stays below a bound that knows nothing of $K$ or of the encoder:
+# and the speed-up stays below a bound that depends on neither $K$ nor the encoder:
 #
 # ```{math}
 # :label: eq-costs-bound
@@ -824,7 +828,7 @@ points[["n", "K", "single", "cross"]].astype({"single": float, "cross": float}).
 # For the bound, $R(K) = \frac{K (t + p)}{t + K p} \cdot \frac{\lambda + t + p}{\lambda + t + K p}$, and the second factor is at most one.
 #
 # So "$K$ times" holds for $K = 1$ only.
-# The speed-up is bounded by the ratio of the lengths, text to label, long before the squares matter.
+# The ratio of two lengths bounds it: with $t = 5 p$ the speed-up stays below six.
 # For the encoders alone $K_\circ = \sqrt{K_*}$: the best number of labels is the square root of the number at which the advantage is gone.
 
 # %% tags=["hide-input"]
@@ -989,7 +993,7 @@ checks.equal(
 # %% [markdown]
 # The figure puts the counter's points on the curves of {eq}`eq-costs-ratio`.
 # A point off its curve would refute the formula.
-# A point on the dashed diagonal would save the printed "$K$ times".
+# Points on the dashed line beyond $K = 1$ would confirm the printed "$K$ times".
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed-up of one pass over K passes, in multiply-adds. Lines: the formula, dotted beyond the window. Points: PyTorch's counter on the package's model. Dashed: K times.", "name": "fig-costs-ratio"}, "image": {"alt": "Line plot of the speed-up against the number of labels, on logarithmic axes, one line per length of the text with measured points on it. Every line leaves the dashed diagonal early, flattens and falls."}}
 figure, axis = plt.subplots(figsize=(6.2, 4))
@@ -1032,7 +1036,7 @@ show(figure)
 # The first exceeds the second exactly if $t (t + \lambda) > p (W - t)$.
 #
 # So names of a word or two never bring an encoder of usual size to the crossing.
-# Long descriptions of labels over a very short text do.
+# Long descriptions of labels over a very short text can.
 
 # %% tags=["hide-input"]
 checks.zero(
@@ -1081,9 +1085,9 @@ crossings
 # %% [markdown]
 # ## The best chunk
 #
-# The card advises to batch very large label sets.
+# The card advises to score very large label sets in batches.
 # The pipeline does so with `max_labels_per_pass`.
-# How large should a chunk be?
+# How large should such a chunk be?
 #
 # **Proposition.**
 # Split $K$ labels into chunks of $k$, where $k$ divides $K$.
@@ -1096,8 +1100,6 @@ crossings
 # ```
 #
 # which is smallest for $k = K_\circ = \sqrt{A / C}$, the same number as in {eq}`eq-costs-maximum`.
-# With chunks of that size the cost of a multiple of $K_\circ$ labels is linear in $K$, and the speed-up is the largest.
-# Otherwise the last chunk is smaller and reads the text for few labels, which costs a part of it.
 # Two equal chunks are cheaper than one pass exactly for $K > \sqrt 2\, K_\circ$.
 #
 # **Derivation.**
@@ -1105,7 +1107,9 @@ crossings
 # It is never negative, and zero exactly for $k = K_\circ$.
 # Two halves save $F_1(K) - 2 F_1(K / 2) = C K^2 / 2 - A$.
 #
-# What is lost is not in the count: labels of different chunks no longer see each other.
+# With chunks of that size the cost is linear in $K$, and the speed-up is the largest.
+# If $K$ is no multiple of it, the last chunk reads the whole text for few labels, which costs part of the gain.
+# One loss is not in the count: labels of different chunks no longer see each other.
 
 # %% tags=["hide-input"]
 size = sympy.symbols("k", positive=True)
@@ -1205,8 +1209,9 @@ chunks.T
 # The formula puts the best at {glue:text}`costs_best_size:s`, and the cost around it is flat.
 #
 # The last chunk matters.
-# MiniLM-L6 with 64 text tokens and labels of three gains {glue:text}`costs_chunk_gain:s` with {glue:text}`costs_chunk_size:s` labels, and {glue:text}`costs_chunk_lost:s` with {glue:text}`costs_chunk_unlucky:s` labels in such chunks; one pass is better there.
-# Chunks of nearly equal size avoid it: divide the labels by the number of chunks.
+# Take MiniLM-L6, 64 text tokens, labels of three tokens and chunks of {glue:text}`costs_chunk_size:s`, the best size.
+# With as many labels the speed-up is {glue:text}`costs_chunk_gain:s`; with {glue:text}`costs_chunk_unlucky:s` labels it falls to {glue:text}`costs_chunk_lost:s`, and one pass is better.
+# Chunks of nearly equal size avoid this.
 #
 # ## Four methods side by side
 
@@ -1243,14 +1248,14 @@ show(figure)
 # %% [markdown]
 # ## Passes
 #
-# Math §11.2 counts passes: $K$ for a cross-encoder, two for a dual encoder, one for GliZNet.
+# Math §11.2 counts passes: $K$ for a cross-encoder, two for a dual encoder (our bi-encoder), one for GliZNet.
 # The first and the last are right.
-# A dual encoder reads $K + 1$ sequences, of which $K$ can be kept from the text before; two would be right for one label, or for two batches.
+# A dual encoder reads $K + 1$ sequences, of which $K$ can be kept from the text before; two is right for one label, or for two batches.
 #
-# One pass is one pass, and not constant cost.
+# One pass is not constant cost.
 # The card's "O(1) inference complexity regardless of the number of labels" confuses the two.
 # GLiClass's "sub-linear scaling" (in the summary of its paper) fails as well: the cost {eq}`eq-costs-quadratic` is convex, so each further label costs more than the one before.
-# What is true: the first label pays for the text, so the cost stays below $K$ times the cost of one label up to the crossing.
+# What is true: the first label pays for the text, so up to the crossing the cost stays below $K$ times that of one label.
 
 # %% tags=["hide-input"]
 seen_rows = []
@@ -1280,7 +1285,6 @@ last_over_first = (
 # %% [markdown]
 # ## Memory
 #
-# Operations are one budget, memory is another.
 # An encoder that stores its attention matrices holds, with $H$ heads,
 #
 # ```{math}
@@ -1290,14 +1294,16 @@ last_over_first = (
 # ```
 #
 # numbers for one sequence.
+# The second equation compares $K$ pairs with one joint sequence.
 #
 # **Derivation.**
 # Each head of each layer has one $L \times L$ matrix.
 # The second equation is {eq}`eq-costs-crossover` with $\lambda = 0$, since there is no linear part.
 #
 # So in training the joint sequence holds more of these numbers than a batch of $K$ pairs as soon as $K > (t / p)^2$: far earlier than the crossing of the operations.
-# A cross-encoder may also score its pairs one after the other and then holds $M(t + p)$ only.
-# Fused attention stores none of these matrices, and the comparison falls back to activations linear in $L$, where the joint sequence always needs less than $K$ pairs.
+# A cross-encoder that scores its pairs one after the other holds $M(t + p)$ only.
+# Fused attention stores none of these matrices.
+# What remains is linear in $L$, and there the joint sequence always needs less than $K$ pairs.
 
 # %% tags=["hide-input"]
 heads = sympy.symbols("H", positive=True)
@@ -1404,9 +1410,10 @@ checks.equal(
 # %% [markdown]
 # ## SCE: the model
 #
-# The paper embeds each label by a frozen table of token embeddings $E$ and averages (its Eq. 2); that is the pooling of this package over another table.
-# An affine map takes the vector of the text to the width of the encoder.
-# Text and labels then pass through an encoder without positions.
+# The next sections check the SCE paper, whose argument rests on counts of operations.
+# SCE represents each label $k$ by one vector $h_k$, the average of its token embeddings in a frozen table (its Eq. 2).
+# An affine map takes the vector of the text to the width of the encoder, $q'$.
+# Text and labels then pass through an encoder $f$ without positions.
 # The score of a label is an inner product, its probability a softmax (its Eq. 3), and the loss the cross-entropy with the target $y$ of the text:
 #
 # ```{math}
@@ -1420,12 +1427,11 @@ checks.equal(
 #
 # **Derivation.**
 # Without positions a layer applies the same map to every token, and mixes tokens by a weighted sum over the set.
-# A sum does not know its order.
+# A sum does not depend on the order.
 # So permuting the inputs permutes the outputs, layer by layer, and $e_0$ stays.
 # The encoder is *equivariant*; the paper calls it invariant, which only the loss and the set of scored labels are.
 #
-# The number of labels is free, because no parameter depends on it.
-# A decoder that reads the labels in a prompt has neither property: its prediction depends on their order.
+# A decoder that reads the labels in a prompt lacks this property: its prediction depends on their order.
 
 # %% tags=["hide-input"]
 x0, x1, x2, scale = sympy.symbols("x0 x1 x2 a", real=True)
@@ -1762,15 +1768,15 @@ checks.rejects(
 )
 
 # %% [markdown]
-# The last line is an erratum.
-# The adapter of SCE takes the vector of a *frozen* text encoder, so nobody needs the gradient by its input: one product forward and one backward.
-# The paper charges three.
+# The paper charges too much for the adapter of SCE.
+# The adapter takes the vector of a *frozen* text encoder, so the gradient by its input is not needed: one product forward and one backward.
+# The paper counts three.
 # For the same reason the first layer of a model needs no gradient by inputs that are frozen.
 #
 # ## SCE: Tables 4 to 7
 #
-# One block forward and backward, trained in full (Tables 4 and 6) and with LoRA of rank $r$ on every matrix (Tables 5 and 7).
-# In the paper's letters $m$ is now the length of the sequence, $d_h$ the width of one head, $d = H d_h$, and $n_{f1}$, $n_{f2}$ the numbers of expansions and contractions:
+# These tables give one block forward and backward, trained in full (Tables 4 and 6) and with LoRA of rank $r$ on every matrix (Tables 5 and 7).
+# From here on we use the paper's letters: $m$ is the length of the sequence, $d = H d_h$ the width of all $H$ heads together, $d_{\text{ff}}$ the width of the feed-forward block, and $n_{f1}$, $n_{f2}$ its numbers of expansions and contractions.
 #
 # ```{math}
 # :label: eq-costs-block
@@ -1914,7 +1920,9 @@ checks.equal(
 )
 
 # %% [markdown]
-# ## SCE: the numbers that were plugged in
+# ## SCE: the printed totals
+#
+# Here the paper's own inputs go into its polynomials.
 
 # %% tags=["hide-input"]
 LLAMA = {
@@ -2066,12 +2074,12 @@ pd.DataFrame(
 
 # %% [markdown]
 # All of them follow from the printed polynomials, so the arithmetic of the paper is sound.
-# The inputs are not.
+# One input is not.
 #
 # ## SCE: grouped queries
 #
 # The Llama of the paper shares its key and value heads among the query heads.
-# The paper says so (its Appendix M), and then counts keys and values as $d \times d$.
+# The paper says so (its Appendix M), and yet counts keys and values as $d \times d$.
 #
 # **Proposition.**
 # For a layer of Llama with $n_{f1} + n_{f2} = 3$ and key width $d_k < d$, the printed cost of one training step is too large by
@@ -2192,13 +2200,12 @@ pd.DataFrame(
 
 # %% [markdown]
 # The polynomial is {glue:text}`costs_grouped_excess:s` too large per token.
-# A second omission pulls the other way.
-# The output layer over the vocabulary is left out; computed on every token, forward and by its input, it would add {glue:text}`costs_output_share:s`.
-# The conclusion of the paper stands either way: training its encoder costs {glue:text}`costs_share_right:s` of an epoch of Llama.
+# A second error pulls the other way: the output layer over the vocabulary is left out.
+# Computed on every token, forward and by its input, it would add {glue:text}`costs_output_share:s`.
+# The conclusion of the paper stands either way: as a share of an epoch of Llama, training its encoder costs {glue:text}`costs_share_right:s`.
 #
-# What does not stand is the equality of cost at equal size.
-# The paper assumes that models of similar size have similar latency.
-# Parameters are not operations: a table of embeddings is looked up, and a prompt is much longer than a text.
+# The paper also assumes that models of similar size have similar latency.
+# But parameters are not operations: a table of embeddings is looked up, and a prompt is much longer than a text.
 
 # %% tags=["hide-input"]
 text_length = as_number(S, "jina", "text, tokens")
@@ -2233,23 +2240,20 @@ pd.DataFrame(
 # %% [markdown]
 # ## What it means in practice
 #
-# - For encoders of usual size and labels of a word or two, one pass over all labels that fit is never dearer in operations than a pass per label.
-# - Expect at most $1 + (n + 2) / (m + 1)$, not $K$. Short texts gain little: most of the joint sequence is then labels.
+# - For labels of a word or two, put all labels that fit into one pass. Short texts gain little: most of the joint sequence is then labels.
 # - Beyond $\sqrt 2\, K_\circ$ labels, use `max_labels_per_pass`, with chunks of nearly equal size. It restores linear cost and also bounds the memory.
 # - Keep descriptions of labels short, or score them in chunks.
-# - For a fixed and large label set a bi-encoder with kept label vectors is cheaper than any joint reading, and sees no interaction.
-# - An order such as $\mathcal{O}(B L^2 d_h)$ is a poor guide below the turning length. Use the polynomial.
+# - For a fixed and large label set a bi-encoder with kept label vectors is cheaper than any joint reading, but no label sees the text or another label.
 #
 # A count is not a time.
-# Batches, memory traffic and idle hardware decide how many multiply-adds a second holds; where this book states times, it measures them.
+# Batches, memory traffic and idle hardware decide how many multiply-adds fit into a second; where this book states times, it measures them.
 #
 # ## Edge cases
 #
 # - $K = 1$: both sequences have the same length, and the ratio differs from one only by the parts of {eq}`eq-costs-own` and the classifier.
-# - The empty text: $t = 2$. The bound is then $1 + 2 / p$. With labels of three tokens MiniLM-L6 crosses at {glue:text}`costs_empty_even:s` labels, and {glue:text}`costs_empty_fit:s` fit.
-# - A text that is cut: $L$ stays at the window, so the cost stops growing; the tokenizer still reads the whole text.
-# - Padding: a batch costs $B\, c(L)$ with the longest $L$ in it. The pipeline sorts by length for this reason.
-# - Fused attention costs the same operations and stores no $L \times L$ matrix.
+# - The empty text, $t = 2$: the bound is $1 + 2 / p$. With labels of three tokens MiniLM-L6 crosses at {glue:text}`costs_empty_even:s` labels, and {glue:text}`costs_empty_fit:s` fit.
+# - A text that is cut: $L$ stays at the window, so the cost stops growing.
+# - Padding: a layer costs a batch $B\, c(L)$ with the longest $L$ in it. The pipeline sorts texts by length for this reason.
 
 # %% tags=["hide-input"]
 checks.equal(
