@@ -14,17 +14,23 @@
 # # Label repulsion
 #
 # Two labels with the same embedding get the same score, whatever the text says.
-# The repulsion loss is meant to keep the labels of one text apart.
-# Does it?
+# The repulsion loss is meant to keep the labels of one text apart: a pair costs what its cosine exceeds a threshold $\theta$ by.
 # When does it push, how hard, and which thresholds can be met at all?
 # The model card has another term for the same purpose, a partial VICReg {cite}`bardes2022vicreg`.
 # Do the two do the same thing?
 #
+# In short:
+#
+# - **Force.** Repulsion pushes hardest just above the threshold and hardly at all on near-duplicates. At a cosine of $c = 0.99$ the force is {glue:text}`repulsion_weakest:s` of what it is at $\theta = 0.3$.
+# - **Collapse.** Equal labels get equal gradients, so repulsion alone cannot separate them. Math §11.1 says that it prevents collapse; exact collapse is a stationary point of it, though an unstable one. The terms that know the targets can leave it.
+# - **Threshold.** Every $\theta \ge 0$ can be met while a text has at most two labels per dimension. Geometry is no obstacle.
+# - **VICReg.** As we read the card, its term is a different objective. It spreads labels over the whole batch, depends on their lengths, and can be zero while all labels are nearly parallel.
+#
 # ## Where it sits
 #
-# The mathematics document treats repulsion in math §8.2 and its threshold in math §12.4.
+# The mathematics document treats repulsion in math §8.2, its threshold in §12.4, and collapse in §11.1.
 # It is the second of the three terms of {eq}`eq-total-loss`.
-# The package has it as `gliznet.losses.repulsion_loss`; the term of the card is `gliznet.losses.vicreg_loss`.
+# In the package it is `gliznet.losses.repulsion_loss`; the term of the card is `gliznet.losses.vicreg_loss`.
 # The switch is `repulsion`, the threshold `repulsion_threshold`, the weight `repulsion_weight`.
 
 # %% tags=["parameters"]
@@ -88,24 +94,21 @@ DIFFERENCE = 1e-7  # central differences with step 1e-6: their own round-off is 
 # \qquad M = \#\{b : K_b \ge 2\}.
 # ```
 #
-# The shapes are `(B, K, D)` for the embeddings, `(B, K)` for the mask, and a number for the result.
+# So $M$ counts the texts with two labels or more.
+# The shapes are `(B, K, D)` for the embeddings and `(B, K)` for the mask; the result is a number.
 #
-# The source divides by $B$ instead of $M$.
-# The two agree while every text has two labels or more.
-# A text with a single label has $|D_b| = 0$, and its share of the printed sum is $0/0$.
+# The source divides by $B$, the number of all texts, instead of $M$.
+# A text with a single label then adds $0/0$, because $|D_b| = 0$.
 # The package leaves such a text out of sum and count.
 #
 # Ordered and unordered pairs give the same mean, because $c_{jk} = c_{kj}$ and both sum and count double.
-# The *sum* would differ by a factor of two.
-# That factor comes back in the gradient.
 
 # %% tags=["hide-input"]
 print(inspect.getsource(repulsion_loss))
 
 
 # %% [markdown]
-# The oracle is a double loop over the formula, with plain numbers.
-# The last text of a random batch has a random number of its labels, from none to all.
+# The hidden cells check every formula, against plain loops, by algebra or by automatic differentiation; the last section lists the checks.
 
 
 # %% tags=["hide-input"]
@@ -184,9 +187,9 @@ one_label_effect = abs(by_texts / package(mixed, half)[0] - 1)
 # %% [markdown]
 # ## The force on one label
 #
-# Fix one pair.
-# The unit vector has the derivative $\partial u_j / \partial e_j = (I - u_j u_j^\top) / \lVert e_j \rVert$: what points along $e_j$ is removed.
-# Apply it to $c_{jk} = \langle u_j, u_k \rangle$.
+# Take one pair.
+# The unit vector has the derivative $\partial u_j / \partial e_j = (I - u_j u_j^\top) / \lVert e_j \rVert$, which removes what points along $e_j$.
+# Hence
 #
 # ```{math}
 # :label: eq-repulsion-cosine-gradient
@@ -197,16 +200,15 @@ one_label_effect = abs(by_texts / package(mixed, half)[0] - 1)
 #
 # The norm follows from $\lVert u_k - c\,u_j \rVert^2 = 1 - 2c^2 + c^2$.
 #
-# The loss holds the pair twice, as $(j,k)$ and as $(k,j)$.
-# Where no cosine equals $\theta$, the gradient is
+# The loss holds the pair twice, as $(j,k)$ and as $(k,j)$, hence the factor two in its gradient.
+# Where no cosine equals $\theta$,
 #
 # ```{math}
 # :label: eq-repulsion-gradient
 # \frac{\partial \mathcal{L}_{\text{rep}}}{\partial e_{b,j}} = \frac{2}{M\, K_b (K_b - 1)} \sum_{k \ne j,\; c_{jk} > \theta} \frac{u_{b,k} - c_{jk}\, u_{b,j}}{\lVert e_{b,j} \rVert}.
 # ```
 #
-# The threshold decides which pairs push.
-# It does not change how hard a pair pushes.
+# The threshold decides which pairs push, not how hard they push.
 
 # %% tags=["hide-input"]
 size = 3
@@ -304,8 +306,8 @@ checks.rejects("repulsion-gradient", "no projection", wrong, found, ROUND_OFF)
 # \left\langle e_j,\, \frac{\partial \mathcal{L}_{\text{rep}}}{\partial e_j} \right\rangle = 0.
 # ```
 #
-# A gradient step is orthogonal to the label, so by Pythagoras a step of finite size never shortens it.
-# The force itself falls with the norm: a label of double length turns by a quarter of the angle.
+# A gradient step is orthogonal to the label, so by Pythagoras it never shortens it.
+# The force falls with the norm: for a small step, a label of double length turns by a quarter of the angle.
 
 # %%
 factor = sp.Symbol("s", positive=True)
@@ -323,9 +325,9 @@ checks.equal("repulsion-scale", "naive", [naive_loss(*c) for c in scaled], expec
 # %% [markdown]
 # ### How large the force can be
 #
-# Every active pair has $c_{jk} > \theta$.
+# Call a pair active if $c_{jk} > \theta$.
 # For positive cosines $\sqrt{1 - c^2}$ falls with $c$.
-# So no active pair pushes harder than one right at the threshold; below zero the limit is one.
+# So if $\theta \ge 0$ no active pair pushes harder than one right at the threshold; a negative $\theta$ leaves the limit one.
 # A label has at most $K_b - 1$ active pairs, and the triangle inequality gives
 #
 # ```{math}
@@ -334,7 +336,7 @@ checks.equal("repulsion-scale", "naive", [naive_loss(*c) for c in scaled], expec
 # ```
 #
 # The bound is approached when all other labels lie in one direction just above the threshold.
-# The force on one label falls as $1/K$.
+# It falls as $1/K_b$.
 # A pair that is already nearly equal gets the *weakest* push.
 
 # %%
@@ -372,16 +374,15 @@ weakest = math.sqrt(1 - 0.99**2) / math.sqrt(1 - 0.3**2)
 paste("repulsion_weakest", f"{weakest:.2f}")
 
 # %% [markdown]
-# At a cosine of $c = 0.99$ the force is {glue:text}`repulsion_weakest:s` of what it is just above $\theta = 0.3$.
-# The penalty is linear in the cosine, so its slope in the *cosine* is constant.
-# In the angle, and in the embedding, it is not.
+# The penalty is linear in the cosine, as math §8.2.2 says.
+# But the force that moves an embedding is not constant: at $c = 0.99$ it is {glue:text}`repulsion_weakest:s` of what it is just above $\theta = 0.3$.
 #
 # ## At the threshold
 #
 # At $c_{jk} = \theta$ the hinge has a kink.
 # Let $g = \partial c_{jk} / \partial e$ be the gradient of the cosine by both embeddings there, and $h(e) = \max(0, c_{jk}(e) - \theta)$.
-# The cosine is smooth, so $c_{jk}(e + t v) - \theta = t \langle g, v \rangle + O(t^2)$.
-# Insert this into the hinge and divide by $t > 0$.
+# The cosine is smooth, so $c_{jk}(e + t v) - \theta = t \langle g, v \rangle + O(t^2)$ for a step $t > 0$ in a direction $v$.
+# Insert this into the hinge and divide by $t$.
 #
 # ```{math}
 # :label: eq-repulsion-kink
@@ -390,10 +391,8 @@ paste("repulsion_weakest", f"{weakest:.2f}")
 # \partial h(e) = \{ \lambda g : 0 \le \lambda \le 1 \}.
 # ```
 #
-# The second set is the Clarke subdifferential: the convex hull of the gradients nearby, which are $0$ on one side and $g$ on the other.
-# The loss is not convex in the embeddings, so the subdifferential of convex analysis is not the right notion here.
-# PyTorch returns the element with $\lambda = 0$.
-# A pair exactly at the threshold does not move.
+# The set is the Clarke subdifferential: the convex hull of the gradients nearby, which are $0$ on one side and $g$ on the other.
+# PyTorch returns the element with $\lambda = 0$: a pair exactly at the threshold does not move.
 
 # %% tags=["hide-input"]
 turn, phi = sp.Symbol("t", positive=True), sp.Symbol("varphi", positive=True)
@@ -439,15 +438,12 @@ checks.rejects("repulsion-kink", "linear", [float((g * v).sum()) for v in ways],
 # *Proof.*
 # With $c_{jk} = 1$ the numerator of {eq}`eq-repulsion-cosine-gradient` is $u_k - u_j = 0$.
 # So the tied pair has no force of its own.
-# The other labels see two equal labels of equal length, and {eq}`eq-repulsion-gradient` gives both the same sum.
-# More briefly: the loss does not change when $j$ and $k$ are swapped, so at a point that the swap leaves alone the gradient is left alone too. ∎
+# Every other label acts on both alike, because $e_j = e_k$: {eq}`eq-repulsion-gradient` gives both the same sum. ∎
 #
 # Equal labels with equal gradients take equal steps.
-# Momentum and Adam act entry by entry on equal histories, so they keep the tie as well.
-# Under exact collapse all labels are tied, and the whole gradient is zero.
-# By {eq}`eq-repulsion-range` below it is the *maximum* of the loss, and the gradient of a maximum is zero.
-# So repulsion cannot undo an exact collapse.
-# It can only leave the neighbourhood of one.
+# Momentum and Adam act entry by entry on equal histories, so they keep the tie too.
+# Under exact collapse all labels are tied and the whole gradient is zero: by {eq}`eq-repulsion-range` below, collapse is the *maximum* of the loss.
+# So repulsion cannot undo an exact collapse, only move away from a near one.
 
 # %% tags=["hide-input"]
 multiple = {b[i]: factor * a[i] for i in range(size)}
@@ -480,9 +476,8 @@ checks.equal("repulsion-tie", "exact", stepped[0, 0], stepped[0, 1], 1e-13, case
 # %% [markdown]
 # ### How long a near tie takes
 #
-# Take two labels of length $r$ at the small angle $\varphi_0$ and let them follow the negative gradient in time $t$.
-# Each turns with angular speed $\sin \varphi / r^2$, by {eq}`eq-repulsion-cosine-gradient` divided by the length.
-# The lengths stay, by {eq}`eq-repulsion-scale`.
+# Take two labels of length $r$ at the small angle $\varphi_0$ and let them follow the negative gradient of their cosine in time $t$.
+# The lengths stay, by {eq}`eq-repulsion-scale`, and by {eq}`eq-repulsion-cosine-gradient` each label turns with angular speed $\sin \varphi / r^2$.
 # So $\dot\varphi = 2 \sin \varphi / r^2$, which has the solution
 #
 # ```{math}
@@ -492,9 +487,9 @@ checks.equal("repulsion-tie", "exact", stepped[0, 0], stepped[0, 1], 1e-13, case
 # T = \frac{r^2}{2} \ln \frac{\tan\left(\tfrac{1}{2} \arccos \theta\right)}{\tan(\varphi_0 / 2)}.
 # ```
 #
-# Time $T$ is when the pair reaches the threshold and the force ends.
-# It grows without bound, but only like a logarithm, as the start nears the tie.
-# Collapse is a stationary point, but an unstable one.
+# At time $T$ the pair reaches the threshold and the force ends.
+# As the start nears the tie, $T$ grows without bound, but only like a logarithm.
+# So collapse is a stationary point, but an unstable one.
 
 # %% tags=["hide-input"]
 time, start_angle, r = sp.symbols("t varphi_0 r", positive=True)
@@ -536,17 +531,17 @@ checks.equal("repulsion-escape", "naive", list(by_loop.values()), wanted, 0.25)
 # %% [markdown]
 # ## What a tie costs
 #
-# Let two labels share the text vector $t$, and let $\mathrm{sim}_j = \tau \cos(t, e_j)$.
-# By Cauchy and Schwarz, $|\langle t / \lVert t \rVert, u_j - u_k \rangle| \le \lVert u_j - u_k \rVert$.
+# Let two labels share the text vector $t$, and let $\mathrm{sim}_j = \tau \cos(t, e_j)$ be the scores of the cosine head.
+# By the Cauchy-Schwarz inequality $|\langle t / \lVert t \rVert, u_j - u_k \rangle| \le \lVert u_j - u_k \rVert$, so
 #
 # ```{math}
 # :label: eq-repulsion-gap
 # |\mathrm{sim}_j - \mathrm{sim}_k| \le \tau \lVert u_j - u_k \rVert = \tau \sqrt{2 (1 - c_{jk})}.
 # ```
 #
-# Under exact collapse all labels ask the attention the same question and get the same text vector.
+# Under exact collapse all labels send the same query to the attention and get the same text vector.
 # Every score is then the same, the ranking is arbitrary, and SupCon is $\ln K$ whatever the targets.
-# That is what math §8.2.1 means by lost discriminative power.
+# Math §8.2.1 calls this lost discriminative power.
 
 # %% tags=["hide-input"]
 gaps, bounds = [], []
@@ -643,8 +638,8 @@ checks.equal(
 )
 
 # %% [markdown]
-# The hinge is convex in the cosine, so the mean of the hinges is at least the hinge of the mean (Jensen).
-# Let $\ell_b$ be the share of one text in {eq}`eq-repulsion-loss`.
+# The hinge is convex in the cosine, so by Jensen's inequality the mean of the hinges is at least the hinge of the mean.
+# Let $\ell_b$ be the mean over the pairs of one text in {eq}`eq-repulsion-loss`.
 #
 # ```{math}
 # :label: eq-repulsion-range
@@ -653,9 +648,8 @@ checks.equal(
 #
 # For $\theta < 1$ the right side is reached exactly when all labels of the text point the same way.
 # The left side is reached by the simplex where $d$ allows it.
-# For $\theta = -1$ the loss is $1$ plus the mean cosine, and every arrangement with $\sum_j u_j = 0$ is best.
-# Two tied labels opposite two other tied labels is one of them.
-# A threshold that cannot be met no longer forbids ties.
+# A threshold that cannot be met may not even separate the labels.
+# For $\theta = -1$ the loss is $1$ plus the mean cosine, and every arrangement with $\sum_j u_j = 0$ is best: also two equal labels opposite two other equal ones.
 
 # %% tags=["hide-input"]
 lows, highs = [], []
@@ -684,9 +678,9 @@ checks.equal(
 # %% [markdown]
 # ### More labels than dimensions
 #
-# Let $s$ be the largest cosine of $K > 2$ labels.
+# Let $s$ be the largest cosine of two of $K > 2$ labels.
 # The polynomial $f(x) = (x + 1)(x - s)$ is not positive on $[-1, s]$.
-# Sum $f(c) = c^2 + (1 - s)\,c - s$ over all pairs, the $K$ pairs of a label with itself included.
+# Sum $f(c) = c^2 + (1 - s)\,c - s$ over all ordered pairs, the $K$ pairs of a label with itself included.
 # The Gram matrix has trace $K$ and rank at most $d$, so its squared entries sum to at least $K^2 / d$; its entries sum to at least zero, and $1 - s \ge 0$.
 # Hence
 #
@@ -702,9 +696,9 @@ checks.equal(
 # ```
 #
 # At $K = d + 1$ this is the simplex bound, at $K = 2d$ it is zero, and beyond it is positive.
-# So at most $2d$ labels have no positive cosine; the vectors $\pm$ of an orthonormal basis reach that number.
+# So at most $2d$ labels have no positive cosine; the vectors of an orthonormal basis and their negatives reach that number.
 #
-# Between $d + 2$ and $2d$ labels zero is best.
+# From $d + 2$ to $2d$ labels the smallest largest cosine is zero.
 # *Proof.*
 # Suppose $d + 2$ vectors have only negative cosines.
 # The first $d + 1$ are linearly dependent: $\sum_j a_j u_j = 0$.
@@ -721,7 +715,7 @@ checks.equal(
 #
 # A threshold can be met, with loss zero, exactly if $\theta \ge s^\ast(K, d)$.
 # In the last case the exact value is open for most $K$ and $d$.
-# The search below pushes random arrangements apart; the package's loss confirms the best of them.
+# A search pushes random arrangements apart; the figure below shows the best of them.
 
 
 # %% tags=["hide-input"]
@@ -783,8 +777,7 @@ equalities = [top_cosine(simplex(5, 4)), top_cosine(cross[None])]
 checks.equal("repulsion-orthoplex", "exact", equalities, [(5 - 8) / (4 * 3), 0.0], ROUND_OFF)
 
 # %% [markdown]
-# The Welch bound is often quoted here.
-# It bounds the largest *absolute* cosine:
+# The Welch bound, often quoted here, is about the largest *absolute* cosine:
 #
 # ```{math}
 # :label: eq-repulsion-welch
@@ -792,8 +785,7 @@ checks.equal("repulsion-orthoplex", "exact", equalities, [(5 - 8) / (4 * 3), 0.0
 # ```
 #
 # It follows from the same sum of squares, $\sum_{j \ne k} c_{jk}^2 \ge K^2/d - K$.
-# The hinge does not see it, because a cosine of $-1$ costs nothing when $\theta \ge 0$.
-# The vectors $\pm$ of a basis meet $\theta = 0$ although their Welch bound is positive.
+# It does not limit repulsion, because a cosine of $-1$ costs nothing when $\theta \ge 0$.
 
 # %%
 largest = []
@@ -819,12 +811,12 @@ axis.legend(frameon=False, loc="lower right")
 show(figure)
 
 # %% [markdown]
-# What this says about math §12.4:
+# For the thresholds of math §12.4 this means:
 #
-# - $\theta = 0$ penalises every positive cosine. It can be met up to $K = 2d$ labels.
-# - $\theta$ between zero and one can be met with even more labels. An encoder has hundreds of dimensions, a text tens of labels: geometry is no obstacle.
-# - $\theta$ below zero can be met down to $-1/(K-1)$ for $K \le d + 1$. For lower values the loss keeps a floor, {eq}`eq-repulsion-range`.
-# - $\theta = 1$ switches the term off, because no cosine exceeds one. Rounding is treated under the edge cases.
+# - $\theta = 0$ penalises every positive cosine. It can be met with up to $K = 2d$ labels. An encoder has hundreds of dimensions, a text tens of labels: geometry is no obstacle.
+# - A $\theta$ between zero and one can be met with even more labels.
+# - A $\theta$ below zero can be met down to $-1/(K-1)$ for $K \le d + 1$. For lower values the loss keeps the floor of {eq}`eq-repulsion-range`.
+# - $\theta = 1$ switches the term off, because no cosine exceeds one, up to rounding.
 #
 # ## One text, or the whole batch
 #
@@ -836,17 +828,16 @@ show(figure)
 # \frac{\partial^2 \mathcal{L}_{\text{rep}}}{\partial e_{b,j}\, \partial e_{b',k}} = 0 \qquad (b \ne b').
 # ```
 #
-# Repulsion across the batch would be the same formula with all labels in one row.
-# The package computes that too, if the batch is reshaped to `(1, B K, D)`.
-# Three things change.
+# Repulsion across the batch would be the same formula with all labels in one row, that is with the batch reshaped to `(1, B K, D)`.
+# Three things would change.
 #
-# - Two copies of one label in two texts become rivals. By {eq}`eq-repulsion-cosine-gradient` they are pushed apart while their cosine exceeds $\theta$.
-# - The loss of a text depends on which texts share its batch.
-# - The number of labels in {eq}`eq-repulsion-attainable` is $B K$ instead of $K$. If $BK > 2d$, no embeddings meet $\theta = 0$.
+# - Two copies of one label in two texts would be pushed apart while their cosine exceeds $\theta$.
+# - The loss of a text would depend on which texts share its batch.
+# - The number of labels in {eq}`eq-repulsion-attainable` would be $B K$ instead of $K$. If $BK > 2d$, no embeddings meet $\theta = 0$.
 #
-# Math §8.2.1 argues that the embeddings depend on the text, and that repulsion across texts would therefore be wrong.
-# The direction deserves care: the force between two copies would not erase the difference of their contexts, it would enlarge it.
-# The first point is what speaks against it: two copies of one label are not two labels.
+# Math §8.2.1 rejects repulsion across texts because embeddings depend on the text.
+# That reason is weak: the force between two copies would enlarge the difference of their contexts, not erase it.
+# The better reason is the first point: two copies of one label are not two labels.
 
 # %% tags=["hide-input"]
 angles = sp.symbols("p1:5", real=True)
@@ -888,11 +879,12 @@ checks.rejects(
 # ## The term of the card: partial VICReg
 #
 # The card names the terms and prints no formula.
-# Our reading: the variance and the covariance term of VICReg {cite}`bardes2022vicreg`, over the batch, on embeddings that are not normalised, both with weight one.
-# It is not the paper's own mixture, which gives the variance a much higher weight than the covariance.
-# One could also normalise the labels, take another target or stay within a text; what follows does not judge those.
+# We read it as the variance and the covariance term of VICReg {cite}`bardes2022vicreg`, over the batch, on embeddings that are not normalised, both with weight one.
+# (The paper gives the variance a much higher weight than the covariance.)
+# One could also normalise the labels, take another target or stay within a text; what follows does not judge those readings.
+#
 # Put all $n$ labels of the batch in one list, whichever text they belong to.
-# Let $m$ be their mean, $\hat e_j = e_j - m$, $C$ their covariance matrix, $s_i$ the standard deviation of dimension $i$, $\gamma$ the target and $\varepsilon$ a small constant.
+# Let $m$ be their mean, $\hat e_j = e_j - m$, $C$ their covariance matrix, $s_i$ the standard deviation of dimension $i$, $\gamma$ its target (`vicreg_target_std`) and $\varepsilon$ a small constant.
 #
 # ```{math}
 # :label: eq-repulsion-vicreg
@@ -904,15 +896,15 @@ checks.rejects(
 # ```
 #
 # The loss is $\mathcal{L}_{\text{var}} + \mathcal{L}_{\text{cov}}$.
-# The target is `vicreg_target_std` in the configuration.
-# Mean and covariance are statistics of the batch, so {eq}`eq-repulsion-separable` does not hold for this term: what a label feels depends on the other texts of its batch.
+# The first asks every dimension to spread at least by $\gamma$, the second asks dimensions not to vary together.
+# Both are statistics of the batch, so {eq}`eq-repulsion-separable` does not hold: the force on a label depends on the other texts of its batch.
 
 # %% tags=["hide-input"]
 print(inspect.getsource(vicreg_loss))
 
 # %% [markdown]
-# Both gradients follow from the chain rule.
-# The mean depends on every label, but the terms that this brings in sum to zero because $\sum_j \hat e_j = 0$.
+# The gradients follow from the chain rule.
+# The mean depends on every label, but the extra terms sum to zero because $\sum_j \hat e_j = 0$.
 # Where no $s_i$ equals $\gamma$:
 #
 # ```{math}
@@ -925,8 +917,7 @@ print(inspect.getsource(vicreg_loss))
 # \frac{\partial \mathcal{L}_{\text{cov}}}{\partial e_{j,i}} = \frac{4}{d\,(n-1)} \sum_{l \ne i} C_{il}\, \hat e_{j,l} .
 # ```
 #
-# Both are zero when all labels are equal, since then every $\hat e_j$ is zero.
-# Exact collapse is a stationary point of VICReg too, $\varepsilon$ or not.
+# Both are zero when all labels are equal, since then every $\hat e_j$ is zero: exact collapse is a stationary point of VICReg too.
 
 # %% tags=["hide-input"]
 EPS = 1e-4  # the package's default
@@ -1021,8 +1012,7 @@ checks.equal("repulsion-vicreg", "exact", still, 0.0, 1e-13, case="no force at e
 # %% [markdown]
 # ### Is it a repulsion?
 #
-# The card calls what is left a pure label-repulsion objective.
-# We judge that for our reading.
+# The card calls this a pure label-repulsion objective.
 # For the variance term there is a case.
 # Expand the square $(e_{j,i} - e_{k,i})^2$ and sum over all pairs:
 #
@@ -1031,11 +1021,11 @@ checks.equal("repulsion-vicreg", "exact", still, 0.0, 1e-13, case="no force at e
 # C_{ii} = \frac{1}{2 n (n-1)} \sum_{j=1}^{n} \sum_{k=1}^{n} (e_{j,i} - e_{k,i})^2 .
 # ```
 #
-# So the variance term pushes the labels of the *batch* apart in mean squared distance, one dimension at a time, until that mean is large enough.
+# So the variance term enlarges the mean squared distance of all labels of the *batch*, one dimension at a time, up to a target.
 # It says nothing about a single pair.
 #
 # The covariance term does the opposite.
-# It is a polynomial of degree four in the $\hat e_j$, so Euler's theorem gives
+# It is a homogeneous polynomial of degree four in the $\hat e_j$, so Euler's theorem gives
 #
 # ```{math}
 # :label: eq-repulsion-covariance-pull
@@ -1099,10 +1089,9 @@ checks.at_least(
 # ```
 #
 # Repulsion is the other way round, {eq}`eq-repulsion-scale`: a factor does not matter, a common vector $v$ does.
-# Add a long $v$ to all labels.
-# Every cosine goes to one, and VICReg does not notice.
+# Add a long $v$ to all labels: every cosine goes to one, and VICReg does not change.
 # So VICReg can be zero with all labels nearly parallel.
-# This rests on the reading: normalised labels would feel $v$.
+# With normalised labels, another reading, $v$ would matter.
 
 # %% tags=["hide-input"]
 shift = sp.symbols("v1 v2", real=True)
@@ -1133,14 +1122,13 @@ checks.equal("repulsion-vicreg-scale", "autograd", worst, 0.0, 1e-10, case="slop
 # %% [markdown]
 # ### When it can be zero
 #
-# The hinge alone is easily satisfied.
+# The variance term alone is easily satisfied.
 # Put half of the labels at one point and half at another, far enough apart in every dimension.
-# Then $\mathcal{L}_{\text{var}} = 0$, and each half is an exact tie.
+# Then $\mathcal{L}_{\text{var}} = 0$, although the labels of each half are equal.
 #
-# Both terms together ask for a diagonal covariance with positive diagonal.
-# Such a matrix has rank $d$.
+# Both terms together ask for a diagonal covariance with positive diagonal, which has rank $d$.
 # The covariance of $n$ labels has rank $n - 1$ at most.
-# For $\varepsilon < \gamma^2$,
+# So for $\varepsilon < \gamma^2$
 #
 # ```{math}
 # :label: eq-repulsion-vicreg-zero
@@ -1235,17 +1223,16 @@ paste("repulsion_card_needed", str(card_dimension + 1))
 paste("repulsion_parallel", f"{parallel_cosine:.6f}")
 
 # %% [markdown]
-# Three consequences.
+# In numbers:
 #
 # - The card trains with sixteen texts per device and at most twenty labels per text: {glue:text}`repulsion_card_labels:s` labels or fewer per forward pass. Its encoder has 768 dimensions, so zero would take {glue:text}`repulsion_card_needed:s` labels. The term never reaches zero there.
-# - Unit vectors have $R = 1$. With $\gamma = 1$ and hundreds of dimensions the floor is then close to $\gamma$ itself. The term presumes embeddings that are not normalised.
-# - In the last check VICReg is zero to rounding, and the *smallest* cosine of two labels is {glue:text}`repulsion_parallel:s`.
+# - Unit vectors have $R = 1$. With $\gamma = 1$ and hundreds of dimensions the floor is then close to $\gamma$ itself, so the term suits only embeddings that are not normalised.
+# - In an example with a long common vector VICReg is zero to rounding, and the *smallest* cosine of two labels is {glue:text}`repulsion_parallel:s`.
 #
 # ## On real label embeddings
 #
-# Now take the labels of real texts.
-# The encoder is the one of this profile, untrained, and the projections start as the identity, so the embeddings are the encoder's own.
-# The texts are the first short ones of the training split of the shipped corpus.
+# Now take the labels of some short training texts of the shipped corpus.
+# The encoder of this profile is not trained further and the projections are the identity, so the embeddings are the encoder's own.
 
 # %%
 examples = list(hardset_mini("train"))
@@ -1304,15 +1291,14 @@ paste("repulsion_needed", f"{math.sqrt((n - 1) / n * d * (1 - EPS)):.1f}")
 #
 # The mean cosine of two labels of one text is {glue:text}`repulsion_within:s`.
 # The root mean square norm of a label is {glue:text}`repulsion_norm:s`.
-# For these norms {eq}`eq-repulsion-hinge-floor` puts the variance term at {glue:text}`repulsion_floor:s` or more; it is {glue:text}`repulsion_var:s`.
+# At these norms the variance term is at least {glue:text}`repulsion_floor:s`, by {eq}`eq-repulsion-hinge-floor`; it is {glue:text}`repulsion_var:s`.
 # To bring it to zero the norm would have to grow to {glue:text}`repulsion_needed:s` at least.
-# So here the variance term asks for longer vectors before it asks for different directions.
+# So here most of the variance term can be removed by longer vectors only, not by other directions.
 #
 # ### Copies of one label in two texts
 #
 # Some labels occur in several texts.
-# Their copies show whether embeddings depend on the text, and what repulsion does to them within a text and across the batch.
-# Both get one gradient step of the same length.
+# Their copies show whether embeddings depend on the text, and what one gradient step of repulsion does to them: within the texts, or across the batch with the same step length.
 
 # %%
 names = [(b, j, name) for b, row in enumerate(table) for j, name in enumerate(row["candidates"])]
@@ -1353,15 +1339,15 @@ assert closest < 1
 # %% [markdown]
 # There are {glue:text}`repulsion_copies:s` pairs of copies, with a mean cosine of {glue:text}`repulsion_copies_cosine:s`.
 # It is below one, so the embeddings do depend on the text.
-# A step of repulsion within the texts changes it by {glue:text}`repulsion_same_text:s`, a step across the batch by {glue:text}`repulsion_across:s`.
+# A step within the texts changes it by {glue:text}`repulsion_same_text:s`, a step across the batch by {glue:text}`repulsion_across:s`.
 #
 # ### Collapse, with and without repulsion
 #
-# Math §8.2.1 fears that the label projection $e_j = W h_j + b$ maps every label to one point.
+# Math §8.2.1 warns that the label projection $e_j = W h_j + b$ of the hidden states $h_j$ may map every label to one point.
 # The extreme case is $W = 0$ with $b$ the mean label.
 # The experiment starts there, and once more at the identity.
-# Only $W$ and $b$ are trained, by plain gradient descent in float64; encoder and text side stay as they are.
-# The seeds are disjoint groups of texts, and intervals are over them (95 %, Student's t).
+# Only $W$ and $b$ are trained, by a few steps of plain gradient descent in float64.
+# It is repeated on disjoint groups of texts, and intervals are over these groups (95 %, Student's t).
 
 # %% tags=["hide-input"]
 ARMS = {
@@ -1472,10 +1458,11 @@ show(figure)
 # :format: myst
 # ```
 #
-# The two regularisers alone do not move a collapsed projection.
+# Repulsion alone and VICReg alone do not move a collapsed projection.
 # Their gradient is zero up to rounding, as {eq}`eq-repulsion-tie` and {eq}`eq-repulsion-variance-gradient` say.
-# The contrastive term and BCE do move it, because true and false labels get different gradients, and $W$ collects their difference.
-# Once they have opened the tie, repulsion widens it.
+# The contrastive term and binary cross-entropy (BCE) do move it, because true and false labels get different gradients.
+# Once the tie is open, repulsion can widen it.
+# How much it adds is uncertain here: the groups are few, and the intervals for weight zero and weight one overlap.
 #
 # Does a higher weight separate more?
 # Write $\mathcal{L}_0$ for the other terms and take one step $e^+ = e - \eta\,(\nabla \mathcal{L}_0 + \lambda_{\text{rep}} \nabla \mathcal{L}_{\text{rep}})$ with a small $\eta > 0$.
@@ -1486,9 +1473,7 @@ show(figure)
 # \frac{\partial \mathcal{L}_{\text{rep}}(e^+)}{\partial \lambda_{\text{rep}}} = -\eta \left\langle \nabla \mathcal{L}_{\text{rep}}(e^+),\, \nabla \mathcal{L}_{\text{rep}}(e) \right\rangle \approx -\eta\, \lVert \nabla \mathcal{L}_{\text{rep}}(e) \rVert^2 \le 0 .
 # ```
 #
-# So a higher weight separates more, to first order, unless every pair is tied or within the threshold.
-# At a tie the weight does not matter at all.
-# Labels that are free to move feel nothing beyond the threshold; labels that share a projection can be carried past it by the others.
+# So to first order a higher weight lowers the repulsion loss, unless its gradient is zero: every pair tied or within the threshold, for example.
 
 # %% tags=["hide-input"]
 bent, weight_symbol, eta = sp.symbols("p1:3", real=True), *sp.symbols("lambda eta", positive=True)
@@ -1550,20 +1535,18 @@ pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
 # One caveat comes from arithmetic.
-# The gradient at the collapse is zero, but computed it is rounding noise.
-# Adam divides a gradient by its own size, so it turns noise into steps, and the collapse opens in a direction that nothing chose.
+# At the collapse the computed gradient is not zero but rounding noise.
+# Adam divides a gradient by its own size, so it turns noise into steps, and repulsion alone then opens the collapse in a random direction.
+# Plain gradient descent (SGD) does not get away in so few steps.
 # The table shows the mean cosine of the first group of texts after the last step.
-# Plain gradient descent does not get away in so few steps.
-# Labels with equal hidden states stay tied under either.
 #
 # ## In practice
 #
-# - Repulsion is no insurance against collapse. It makes collapse unstable; the terms that know the targets open it, and so does rounding noise under Adam.
-# - It pushes hardest just above the threshold and hardly at all on near-duplicates. Remove duplicate labels from the candidates instead.
-# - The force on a label falls with $1/K$ and with its norm. Its weight acts differently with few labels than with many.
+# - Repulsion is no insurance against collapse, though it makes collapse unstable. The terms that know the targets open it, and so can rounding noise under Adam.
+# - Repulsion hardly moves near-duplicates. Remove duplicate labels from the candidates instead.
+# - The bound on the force falls with the number of labels and with the norm of the label. So one weight acts differently with few labels than with many.
 # - To switch the term off, set `repulsion_weight=0`; `repulsion_threshold=1.0` does it up to rounding.
-# - Cosine repulsion and partial VICReg are different objectives. One separates directions within a text, the other spreads and decorrelates dimensions over a batch.
-# - A VICReg term depends on the batch size, on other texts and on norms. Do not compare weights between the two terms.
+# - Repulsion separates directions within a text; partial VICReg spreads and decorrelates dimensions over a batch, and depends on its size and on norms. Do not compare their weights.
 #
 # ## Edge cases
 
@@ -1604,9 +1587,8 @@ pd.DataFrame(
 ).set_index("case")
 
 # %% [markdown]
-# A zero vector would break a negative threshold: its gradient is divided by the guard of `F.normalize` and becomes huge.
-# The threshold of the document is not negative, and a label with a token has no zero embedding in practice.
-# The other cases cost nothing and move nothing.
+# Only a zero vector with a negative threshold does harm: its gradient is divided by the tiny guard of `F.normalize` and becomes huge.
+# The thresholds of the document are not negative.
 #
 # ## What became of the statements
 #
