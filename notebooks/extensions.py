@@ -13,12 +13,17 @@
 # %% [markdown]
 # # Three extensions
 #
-# The mathematics document ends with three ideas in a few lines each.
+# The mathematics document ends with three ideas of a few lines each.
 # Labels may form a hierarchy, a few examples may be given, and texts may come in many languages.
-# This page asks what each idea says exactly, what follows from it, and whether it does anything on a small scale.
+# What does each idea say exactly, what follows from it, and does it help in a small trial?
 #
-# The experiments below are small on purpose.
-# They show a direction and its uncertainty, and no more.
+# In short:
+#
+# - **Hierarchy.** The printed loss pulls parent and child together. As a sum its weight grows with the batch, and it can fight the repulsion, in which case one of the two loses entirely. In our trial it pulled all labels together and did not measurably improve the ranking.
+# - **Few examples.** An average of label embeddings from example texts loses noise with every example. In our trial it was no better than no examples.
+# - **Languages.** Texts that a tokenizer cannot tell apart get the same scores, whatever the training. A multilingual encoder must also align the languages, which training on English does not ensure.
+#
+# The trials are small on purpose: they show a direction and its uncertainty.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -38,7 +43,7 @@ window: int = 256  # tokens of a sequence in the few-shot experiment
 #
 # The three ideas are math §13.1, §13.2 and §13.3.
 # Their code is `gliznet/extensions.py`, which nothing else in the package uses.
-# It takes what the model returns, label embeddings {math}`e_{b,j}` of shape {math}`(B, K, D)` and their mask, as the losses do.
+# Like the losses, it takes the label embeddings {math}`e_{b,j}` of the model, of shape {math}`(B, K, D)`, and their mask.
 
 # %% tags=["hide-input"]
 import copy
@@ -118,8 +123,9 @@ def central(f, x, step=1e-5):
 #
 # ### The loss
 #
-# Let {math}`H_b` hold the pairs of labels of text {math}`b` of which the first is the parent of the second, and let {math}`c_{jk}` be the cosine of {math}`e_{b,j}` and {math}`e_{b,k}`.
-# Math §13.1 adds a hinge:
+# Take the labels "sport" and "tennis": the first is the parent of the second.
+# Let {math}`H_b` hold all pairs of a parent and its child among the labels of text {math}`b`, and let {math}`c_{jk}` be the cosine of {math}`e_{b,j}` and {math}`e_{b,k}`.
+# Math §13.1 adds a hinge with a threshold {math}`\theta_{\text{par}}`:
 #
 # ```{math}
 # :label: eq-extensions-hierarchical
@@ -128,12 +134,10 @@ def central(f, x, step=1e-5):
 #
 # A parent and a child cost nothing once their cosine reaches {math}`\theta_{\text{par}}`.
 # The document writes the embeddings without a text.
-# Label embeddings depend on the text, so only pairs of one text make sense, as in the repulsion of math §8.2.
+# Since they depend on the text, we pair labels within one text only, as the repulsion of math §8.2 does.
 #
-# Three properties can be read off.
-# The hinge does not see lengths.
-# It treats parent and child alike: exchange them and nothing changes, so it makes the two similar but does not say which contains which.
-# And it has no effect on labels that are similar enough.
+# The hinge treats parent and child alike.
+# It makes the two similar but does not say which contains which.
 
 # %% tags=["hide-input"]
 Code(inspect.getsource(hierarchical_loss), language="python")
@@ -183,7 +187,8 @@ checks.equal("extensions-hierarchical", "exact", lengthened, printed, ROUND, "le
 # %% [markdown]
 # ### Its gradient
 #
-# **Proposition.** With {math}`[\cdot]` one if true and zero if not, and off the corner of the hinge,
+# **Proposition.** Write {math}`[\cdot]` for one if true and zero if not, and {math}`\hat e = e / \lVert e \rVert`.
+# Where no cosine equals {math}`\theta_{\text{par}}`,
 #
 # ```{math}
 # :label: eq-extensions-hierarchical-gradient
@@ -194,10 +199,9 @@ checks.equal("extensions-hierarchical", "exact", lengthened, printed, ROUND, "le
 # The hinge has slope minus one below {math}`\theta_{\text{par}}` and zero above.
 # A label takes part in a pair as a parent or as a child, and the cosine is symmetric. ∎
 #
-# The two labels of a pair alone turn towards each other.
-# With several pairs a small step lowers the sum of the hinges, which is what math §13.1 asks for.
-# A single pair can lose: where a parent has many children, the others may pull it away from one of them.
-# The last lines of the cell build such a case.
+# So the two labels of a lone pair turn towards each other.
+# With several pairs a small step lowers the sum of the hinges, but a single pair can lose: its siblings may pull the parent away from one child.
+# Here is such a case:
 
 # %% tags=["hide-input"]
 se = [sympy.Matrix(sympy.symbols(f"{x}1:4", real=True)) for x in "ek"]
@@ -282,11 +286,11 @@ print(
 print(f"sum of the hinges: {hinges[0]:.4f} before, {hinges[1]:.4f} after")
 
 # %% [markdown]
-# ### The sum has no scale of its own
+# ### A sum grows with the batch
 #
 # Every other term of the loss is a mean (math §8).
 # This one is a sum, so its weight in the total grows with the batch and with the hierarchy.
-# We divide as the repulsion does, by the pairs of a text and then by the {math}`B'` texts that have a pair:
+# We divide as the repulsion does: by the number of pairs of a text, {math}`|H_b|`, and then by the {math}`B'` texts that have a pair:
 #
 # ```{math}
 # :label: eq-extensions-mean
@@ -302,8 +306,7 @@ print(f"sum of the hinges: {hinges[0]:.4f} before, {hinges[1]:.4f} after")
 #
 # *Proof.* Both factors are the same for every text and can be taken out of the sums. ∎
 #
-# So the printed loss with weight {math}`\lambda` acts like the mean with weight {math}`\lambda B h`.
-# Gradients grow alike: a batch of double size doubles the pull towards parents relative to all other terms.
+# So a batch of double size doubles the pull towards parents relative to all other terms.
 # The package offers both, and its default is the mean.
 
 # %% tags=["hide-input"]
@@ -345,11 +348,11 @@ pd.DataFrame({"printed sum over mean": ratios}).rename_axis("texts in the batch"
 # %% [markdown]
 # ### When it fights the repulsion
 #
-# The repulsion of math §8.2 pushes every pair of a text apart above {math}`\theta_{\text{rep}}`, parents and children included.
-# Take a text with {math}`K` labels, so {math}`|D_b| = K(K-1)` ordered pairs, and look at one pair of {math}`H_b` with cosine {math}`c`.
-# The repulsion counts it in both orders.
+# The repulsion of math §8.2 pushes every two labels of a text apart whose cosine is above {math}`\theta_{\text{rep}}`, parents and children included.
+# Take a text with {math}`K` labels, and look at one pair of {math}`H_b` with cosine {math}`c`.
+# The repulsion is a mean over {math}`|D_b| = K(K-1)` ordered pairs, and counts this one in both orders.
 #
-# **Proposition.** The slope of {math}`\lambda_{\text{rep}} \mathcal{L}_{\text{rep}} + \lambda_{\text{hier}} \bar{\mathcal{L}}_{\text{hier}}` of one text by that cosine is
+# **Proposition.** With weights {math}`\lambda_{\text{rep}}` and {math}`\lambda_{\text{hier}}` of the two terms, the slope of {math}`\lambda_{\text{rep}} \mathcal{L}_{\text{rep}} + \lambda_{\text{hier}} \bar{\mathcal{L}}_{\text{hier}}` of one text by that cosine is
 #
 # ```{math}
 # :label: eq-extensions-conflict
@@ -358,8 +361,10 @@ pd.DataFrame({"printed sum over mean": ratios}).rename_axis("texts in the batch"
 #
 # *Proof.* Each hinge contributes its slope, one, times its weight and its share of the mean. ∎
 #
-# **Proposition.** Two opposite forces act on one cosine exactly if {math}`\theta_{\text{rep}} < c < \theta_{\text{par}}`.
-# With {math}`R = 2 \lambda_{\text{rep}} / |D_b|` and {math}`P = \lambda_{\text{hier}} / |H_b|`, both above zero, the cosine comes to rest
+# So opposite forces act exactly if {math}`\theta_{\text{rep}} < c < \theta_{\text{par}}`.
+# Call them {math}`R = 2 \lambda_{\text{rep}} / |D_b|` and {math}`P = \lambda_{\text{hier}} / |H_b|`, both above zero.
+#
+# **Proposition.** A cosine that is free to move comes to rest
 #
 # ```{math}
 # :label: eq-extensions-rest
@@ -374,11 +379,10 @@ pd.DataFrame({"printed sum over mean": ratios}).rename_axis("texts in the batch"
 # Between the thresholds it is zero in the first case and {math}`R - P` in the others.
 # Below both thresholds it is {math}`-P < 0`, above both it is {math}`R > 0`. ∎
 #
-# In the second and third case the winner takes all: no compromise lies between the thresholds, and the loser's hinge stays violated for ever.
-# For {math}`P = R` every cosine between the thresholds is at rest.
+# In the second and third case the winner takes all: there is no compromise between the thresholds, and the loser's hinge stays violated.
+# (For {math}`P = R` every cosine between the thresholds is at rest.)
 #
-# So the hierarchy is respected in three cases: {math}`\theta_{\text{par}} \le \theta_{\text{rep}}`, the pairs of {math}`H_b` are taken out of {math}`D_b`, or {math}`P > R`.
-# In the last one the repulsion's hinge stays violated.
+# So the hierarchy is respected if {math}`\theta_{\text{par}} \le \theta_{\text{rep}}`, if its pairs are taken out of the repulsion, or if {math}`P > R`.
 
 # %% tags=["hide-input"]
 lr, lh, nd, nh = sympy.symbols("lambda_r lambda_h D H", positive=True)
@@ -499,7 +503,7 @@ show(figure)
 # %% [markdown]
 # ### How many children fit around a parent?
 #
-# Suppose the pairs of {math}`H_b` are spared, but siblings still repel each other.
+# Suppose the repulsion spares parents and children, but siblings still repel each other.
 # Children that are all close to one parent are close to each other too.
 #
 # **Proposition.** If a parent has {math}`m \ge 2` children, each with cosine at least {math}`\theta \ge 0` to it, then two of the children have a cosine of at least
@@ -513,9 +517,10 @@ show(figure)
 # By Cauchy-Schwarz {math}`\lVert \sum_i u_i \rVert \ge \langle p, \sum_i u_i \rangle \ge m\theta`, so {math}`m + \sum_{i \ne k} c_{ik} \ge m^2 \theta^2`.
 # The largest of {math}`m(m-1)` cosines is at least their mean. ∎
 #
-# The bound is reached in dimension {math}`m` by children placed evenly around the parent.
+# Children placed evenly around the parent reach the bound, in dimension {math}`m`.
 # It exceeds {math}`\theta_{\text{rep}}` as soon as {math}`m\,(\theta^2 - \theta_{\text{rep}}) > 1 - \theta_{\text{rep}}`.
 # Then no embedding satisfies both thresholds, however large its dimension.
+# The table shows the largest number of children that avoids this:
 
 
 # %% tags=["hide-input"]
@@ -574,16 +579,14 @@ for theta_rep in (0.3, 0.5):
 pd.DataFrame(most, index=pd.Index(THRESHOLDS, name="parent threshold"))
 
 # %% [markdown]
-# The table says how many children a parent can have before the two thresholds exclude each other.
-#
-# ### A small experiment
+# ### A small trial of the hierarchy
 #
 # Does the term change what a model learns?
 # We wrote a hierarchy of four parents with three children each, and three sentences per child.
 # The encoder stays frozen, and projections and temperatures are trained for a few steps.
 # Each text has six candidates: its true child and parent, the two siblings, and a parent and child of another branch.
 # One sentence per child is held out; the seed decides which.
-# Three arms differ in the thresholds only, so that the two terms fight, agree, or the new one is absent.
+# There are three arms: without the term, with thresholds by which it fights the repulsion, and with thresholds by which both agree.
 
 # %% tags=["hide-input"]
 SENTENCES = {
@@ -778,29 +781,27 @@ results.T
 # Ranking precision is the label ranking average precision of the twelve held-out texts.
 # Before training the cosine of parent and child is {glue:text}`extensions_start` on average.
 #
+# Read the first two columns together.
+# Where both rise, the term has moved all labels closer to each other, not only parents to their children.
+# A linear projection behind a frozen encoder has few other ways to obey.
+#
 # The splits share texts, so the intervals are narrower than those of new sentences would be.
 # Twelve texts of one author say nothing about other data.
-#
-# Read the first two columns together.
-# If both rise, the term has moved all labels closer to each other, not only kin.
-# A linear projection behind a frozen encoder has few other ways to obey.
-# The ranking can only gain from kin, since a shift shared by all labels does not change an order.
 
 # %% [markdown]
 # ## Few examples
 #
 # ### The prototype
 #
-# Give a few texts with known labels.
+# Suppose we have a few texts with known labels.
 # Label {math}`j` then has {math}`N_j` embeddings {math}`e_{j,1}, \dots, e_{j,N_j}`, one from each text in which it is true.
-# Math §13.2 averages them:
+# Math §13.2 averages them to a *prototype*:
 #
 # ```{math}
 # :label: eq-extensions-prototype
 # p_j = \frac{1}{N_j} \sum_{i=1}^{N_j} e_{j,i}^{\text{label}}.
 # ```
 #
-# The average is worth a look because the embeddings are contextual.
 # In a model that encodes labels alone all {math}`e_{j,i}` are equal, and averaging does nothing.
 # Here each carries something of its text.
 # To score a new text, the prototype takes the place of the label embedding, in the attention and in the head.
@@ -836,7 +837,7 @@ checks.equal(
 # Write {math}`e_{j,i} = \mu_j + \varepsilon_i`: what the label always means, plus what text {math}`i` adds.
 # Let the texts be drawn independently, and let {math}`\Sigma_j` be the covariance of {math}`\varepsilon_i`.
 #
-# **Proposition.** The prototype is unbiased, and
+# **Proposition.** The mean of the prototype is {math}`\mu_j`, and
 #
 # ```{math}
 # :label: eq-extensions-variance
@@ -847,10 +848,9 @@ checks.equal(
 # The expected square of the sum is {math}`\sum_i \mathbb{E} \lVert \varepsilon_i \rVert^2`, because mixed terms of independent vectors of mean zero vanish.
 # That is {math}`N_j \operatorname{tr} \Sigma_j`, and {math}`1 / N_j^2` comes from the average. ∎
 #
-# If the examples are drawn from a pool of {math}`M` without putting any back, the same argument gives the factor {math}`(M - N_j) / (M - 1)` more.
+# Examples drawn from a pool of {math}`M` without putting any back give a further factor {math}`(M - N_j) / (M - 1)`.
 #
-# The checks are exact.
-# They enumerate all draws from a small pool, with the package's function.
+# The checks are exact: they enumerate all draws from a small pool.
 
 # %% tags=["hide-input"]
 values = sympy.symbols("v1:4")
@@ -911,9 +911,9 @@ checks.rejects("extensions-variance", "no averaging", trace, trace / 4, ROUND)
 # *Proof.* The gradient of the sum of squares, {math}`2 \sum_i (p - e_{j,i})`, is zero at the mean only, and the sum is convex.
 # Expanding the last term and inserting {math}`\sum_i e_{j,i} = N_j p_j` gives the identity. ∎
 #
-# So a prototype is shorter than its examples are on average, the more so the less they agree.
+# So a prototype is shorter than its examples are (in the root mean square), the more so the less they agree.
 # The cosine head does not notice.
-# The dot and the bilinear head do, and score uncertain labels closer to the bias.
+# The dot and the bilinear head do: they score such labels closer to their bias.
 #
 # For the cosine head another average fits better:
 #
@@ -924,7 +924,7 @@ checks.rejects("extensions-variance", "no averaging", trace, trace / 4, ROUND)
 #
 # *Proof.* The sum is {math}`\langle p, \sum_i \hat e_{j,i} \rangle`. Cauchy-Schwarz. ∎
 #
-# The two averages agree if all examples have one length.
+# The two averages have one direction if all examples have one length.
 # Otherwise the printed one follows the longest examples.
 
 # %% tags=["hide-input"]
@@ -978,14 +978,15 @@ plain = torch.nn.functional.normalize(rows[0].mean(0), dim=0)
 checks.rejects("extensions-directions", "plain mean", (units @ plain).sum(), reached, ROUND)
 
 # %% [markdown]
-# ### A small experiment
+# ### A small trial of prototypes
 #
 # The shipped corpus says of each text which field of life it is from.
 # We take some related fields as classes and their names as labels.
 # The model is an untrained GliZNet over the encoder, so nothing is tuned to this task.
 # Its zero-shot scores use the labels in the context of the text to be classified.
-# A prototype averages the true label's embedding over {math}`N` training texts.
-# A third arm goes on to fit the prototypes to those same texts by the losses of math §8, with everything else frozen: one reading of "fine-tuning on these prototypes", for which the document gives no objective.
+# A prototype averages the true label's embedding over {math}`N` example texts.
+# A third arm then fits the prototypes to those same texts by the losses of math §8, with everything else frozen.
+# That is one reading of "fine-tuning on these prototypes", for which the document gives no objective.
 
 # %% tags=["hide-input"]
 FIELDS = (
@@ -1108,10 +1109,10 @@ pd.DataFrame(lines).T
 
 # %% [markdown]
 # Intervals are 95 % bootstrap intervals over the test texts, with the draws averaged first.
-# The last column is the standard deviation over draws of the examples.
-# With all examples of the pool there is only one draw, so its spread is zero.
+# The last column is the standard deviation over draws of the examples; the whole pool allows one draw only.
+# Where the interval of a difference contains zero, the trial shows neither gain nor loss.
 #
-# Does the variance fall as the proposition says?
+# Does the variance fall as {eq}`eq-extensions-variance` says?
 # The figure compares prototypes of few examples with those of the whole pool.
 
 # %% mystnb={"figure": {"caption": "Mean squared distance of a prototype from the prototype of the whole pool, against the number of examples. Points: random draws. Line: the formula for draws without repeats, from the measured variance. Dashes: the formula for independent draws. Points off the line would refute the formula.", "name": "fig-extensions-variance"}, "image": {"alt": "Points that fall with the number of examples and follow a solid line, which bends below a dashed line of slope minus one on logarithmic axes."}} tags=["hide-input"]
@@ -1130,8 +1131,8 @@ axis.yaxis.set_major_formatter("{x:g}")
 show(figure)
 
 # %% [markdown]
-# How contextual are the embeddings?
-# The table splits their squared length into what the classes' means hold and what the texts add.
+# How much of a label embedding comes from its text?
+# The table splits the squared length into the mean of all embeddings, the differences between labels, and what the texts add.
 
 # %%
 scale = true_rows.square().sum(1).mean()
@@ -1147,11 +1148,11 @@ pd.DataFrame({"share of squared length": {k: f"{float(v):.3f}" for k, v in share
 # ## Other languages
 #
 # Math §13.3 proposes a multilingual encoder, trained on English labels and used on text in any language.
-# Two things must hold for that.
+# That needs a tokenizer that knows the script, and an encoder that aligns the languages.
 #
 # ### The vocabulary must know the text
 #
-# **Proposition.** Let {math}`T` be the tokenizer. For every encoder, every weight and every label,
+# **Proposition.** Let {math}`T` be the tokenizer. For every encoder, all weights and every label,
 #
 # ```{math}
 # :label: eq-extensions-collision
@@ -1160,13 +1161,12 @@ pd.DataFrame({"share of squared length": {k: f"{float(v):.3f}" for k, v in share
 #
 # *Proof.* The model sees token ids only. ∎
 #
-# A vocabulary without the letters of a script maps each of its words to one unknown token.
-# Texts of the same number of words then become one text.
-# No training can separate them, so "any language" ends where the vocabulary ends.
+# A vocabulary without the letters of a script maps each of its words to the unknown token.
+# Texts with the same number of words then become one text, which no training can separate.
 #
 # To see it, we train a Unigram tokenizer on a few sentences in seven scripts and leave one script out.
+# `unknown_share` gives the share of unknown tokens.
 # The vocabularies of mBERT and XLM-R are not tested here.
-# `unknown_share` counts unknown tokens; run it before you trust a language.
 
 # %% tags=["hide-input"]
 LINES = {
@@ -1227,14 +1227,14 @@ unknown.map("{:.2f}".format)
 
 # %% [markdown]
 # The tokenizer trained here knows every character of the seven scripts that it saw, and none of the eighth.
-# What it does know of that one is the mark of a word's beginning.
+# Of that one it knows only the mark of a word's beginning.
 # An English vocabulary may hold single letters of other scripts.
 # Then nothing is unknown, but a word falls into letters that the encoder hardly met in training.
 #
 # ### An encoder of the multilingual kind
 #
 # Any encoder that transformers loads can carry GliZNet.
-# Here is one of the family of XLM-R, two layers, random weights, with the tokenizer above.
+# Here is one of the family of XLM-R with two layers, random weights and the tokenizer above.
 
 # %% tags=["hide-input"]
 torch.manual_seed(0)
@@ -1287,8 +1287,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The two sentences of the unknown script, one about a cat and one about bread, get the same scores.
-# The scores themselves mean nothing, because the weights are random.
+# The two sentences in the unknown script, one about a cat and one about bread, get the same scores.
+# The weights are random, so the scores mean nothing else.
 #
 # ### The encoder must align the languages
 #
@@ -1306,8 +1306,8 @@ pd.DataFrame(
 # The leader loses at most that and a rival gains at most that, so the lead stays above zero. ∎
 #
 # Nothing in math §13.3 makes {math}`\varepsilon` small.
-# It is a property of the encoder's pretraining on many languages, which training on English neither creates nor protects.
-# And the label vectors do depend on the text, so in practice they must be aligned too.
+# That is left to the encoder's pretraining on many languages.
+# And label vectors do depend on the text, so in practice they must be aligned too.
 
 # %% tags=["hide-input"]
 config = GliZNetConfig(projected_dim=D, projection_init="default", head="cosine")
@@ -1328,16 +1328,16 @@ print(f"{int(safe.sum())} of {searched} random cases have the lead, none of them
 print(f"{int((flips & ~safe).sum())} of the others flip")
 
 # %% [markdown]
-# What a real test takes: an encoder pretrained on many languages, English training rows, and a benchmark with the same texts in several languages.
+# A real test takes an encoder pretrained on many languages, English training rows, and a benchmark with the same texts in several languages.
 # `notebooks/train.py` takes such an encoder as its `backbone`; no such weights come with the packages of this book.
 #
 # ## What it means in practice
 #
 # - Use the mean, not the printed sum, or the weight must follow the batch size.
 # - Keep {math}`\theta_{\text{par}} \le \theta_{\text{rep}}`, take parent-child pairs out of the repulsion, or give their hinge the stronger force per pair. Check the number of children against {eq}`eq-extensions-siblings`.
-# - The hinge does not know up from down. If a child's probability must not exceed its parent's, that is another constraint.
-# - A prototype gives up the context that a label embedding has. It pays where that context is noise, and {eq}`eq-extensions-variance` says how fast the noise falls.
-# - Count unknown tokens before using a language.
+# - If a child's probability must not exceed its parent's, add another constraint: the hinge does not know which is which.
+# - A prototype gives up the context of a label embedding. It pays where that context is noise.
+# - Count unknown tokens with `unknown_share` before you trust a language.
 #
 # ## Edge cases
 
