@@ -14,15 +14,22 @@
 # # GLiClass, its scorers and losses
 #
 # GLiClass {cite}`stepanov2025gliclass` reads a text and its candidate labels in one sequence, as GliZNet does.
-# Two of our sources describe it: the *repository notes* of its authors and a *summary of its paper*.
-# This chapter asks three questions.
-# What do its formulas say?
-# Does the public package compute them?
-# Which parts are parts of GliZNet under another name?
+# What do its formulas say, does the public package compute them, and which parts are parts of GliZNet under another name?
 #
-# The repository notes show their formulas as pictures, and the text that we have holds only the sentences around them.
-# Where a picture is missing we take the formula that these sentences describe, with the shapes of the package.
-# The package is `gliclass`, version {glue:text}`gliclass_version:s`; every check below calls its functions and copies none.
+# In short:
+#
+# - **Shared parts.** GLiClass's normalised dot product is GliZNet's cosine head, and its weighted dot product contains the dot and bilinear heads. The table near the end compares all pairs of parts.
+# - **Pooling.** With average pooling the package averages over text, labels and padding, so more labels or a longer neighbour in the batch change a text's vector.
+# - **Focal loss.** Its smallest expected value is not at the true probability. With equal class weights it asks for less confidence.
+# - **Contrastive loss.** It only repels. It belongs with GliZNet's repulsion, not with SupCon.
+# - **Package.** Three of its parts go wrong: the layer gates and the default problem type stop with an error, and the later steps of the reinforcement learning compare two unrelated actions.
+#
+# ## Where it sits
+#
+# Two sources describe GLiClass: the *repository notes* of its authors and a *summary of its paper*.
+# The notes show their formulas as pictures that we do not have.
+# In their place we take the formula that the sentences around them describe, with the shapes of the package.
+# The package is `gliclass`, version {glue:text}`gliclass_version:s`; every check below calls its functions.
 # The GliZNet side is `gliznet/layers.py` and `gliznet/losses.py`.
 #
 # Symbols are those of {doc}`/notation`, with these additions.
@@ -37,7 +44,7 @@
 # | $\gamma$ | focusing exponent of the focal loss | a number |
 # | $\eta$ | true probability that a label holds | a number |
 #
-# The letter $\alpha$ stays with the attention weights, and $\mathbb 1[\cdot]$ is one where its condition holds and zero elsewhere.
+# $\mathbb 1[\cdot]$ is one where its condition holds and zero elsewhere.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -106,9 +113,7 @@ report = Reporter(out)
 checks = Checks(report)
 
 # %% [markdown]
-# Tolerances have two sources.
-# Two ways of writing one formula in double precision may differ by round-off, for which `ROUND` leaves room.
-# Central differences with step $h$ err by the order of $h^2$ and of round-off over $h$; `STEP` covers both for $h = 10^{-5}$.
+# Two ways of writing one formula may differ by round-off, for which `ROUND` leaves room; `STEP` covers the error of central differences.
 
 # %% tags=["hide-input"]
 ROUND, STEP = 1e-11, 1e-7
@@ -201,7 +206,7 @@ def tiny(**switches):
 #
 # GliZNet puts the text first and its marker *after* each label ({eq}`eq-sequence`).
 # With a bidirectional encoder the side of the marker decides nothing by itself.
-# In the package the order is the switch `prompt_first`, and its default is the other one: the text first.
+# In the package the order is the switch `prompt_first`, and by default the text comes first.
 
 # %%
 TEXT, LABELS = "The train was late again.", ["travel", "complaint", "sport"]
@@ -234,8 +239,7 @@ sequence(False)
 # This is the `[LAB]` mode of GliZNet (math §5.1, mode 2).
 # With `class_token_pooling="average"` the package takes the mean over the label's tokens instead.
 # Without the marker (`embed_class_token=False`) that is GliZNet's mean over the label (math §5.1, mode 1).
-# The check compares the two packages on random hidden states.
-# The boundary between labels and text counts only if `extract_text_features` is set.
+# One trap: the package sees the boundary between labels and text only if `extract_text_features` is set.
 # By default it is not, and the span of the *last* label then runs on through the whole text.
 
 # %%
@@ -281,8 +285,8 @@ rejects("label-vector", "mean without the text boundary", spilt[0, 1], ours[0, 1
 # ```
 #
 # The package offers nine choices.
-# All of them act on each dimension alone.
-# Six do not see the order of the tokens; `first` and `last` see nothing else; `pass` keeps all tokens for a scorer that attends to them.
+# Eight pool each dimension alone, and of these only `first` and `last` depend on the order of the tokens.
+# The ninth, `pass`, keeps all tokens for a scorer that attends to them.
 
 # %%
 x = draw(3, 5, 4)
@@ -307,7 +311,7 @@ same("pooling", "exact", set(POOLING2OBJECT) == {*LOOPS, "pass"}, True, 0.0, "th
 # %% [markdown]
 # But which positions does the model pool?
 # The pooler is called without a mask, and by default on the whole row.
-# So the average runs over text $X$, labels and markers $\Lambda$, and padding $\varnothing$, with $L = |X| + |\Lambda| + |\varnothing|$.
+# So the average runs over the text $X$, the other tokens $\Lambda$ (labels, markers, control tokens) and the padding $\varnothing$, with $L = |X| + |\Lambda| + |\varnothing|$.
 #
 # **Proposition.** The package's average is the mixture
 #
@@ -319,9 +323,8 @@ same("pooling", "exact", set(POOLING2OBJECT) == {*LOOPS, "pass"}, True, 0.0, "th
 # *Proof.* Split the sum over the three disjoint sets and write each as its size times its mean.
 # The derivative is that of a sum. ∎
 #
-# Two consequences follow.
-# The share of the text, $|X|/L$, falls as labels are added.
-# And the vector of a text depends on the longest text of its batch.
+# So the share of the text, $|X|/L$, falls as labels are added.
+# And the vector of a text depends on the longest sequence of its batch.
 
 # %%
 model = tiny(pooling_strategy="avg").model
@@ -373,16 +376,15 @@ share = {
 paste("gliclass_text_share", ", ".join(f"{100 * v:.0f} % with {k}" for k, v in share.items()))
 
 # %% [markdown]
-# The pooler has the right formula: given a mask it returns the mean over the text.
-# The model does not give it one.
+# Given a mask, the pooler would return the mean over the text; the model gives it none.
 # On random hidden states, three padding tokens move the pooled vector by a relative {glue:text}`gliclass_padding_change:s`, and labels and padding together by {glue:text}`gliclass_pooling_change:s`.
 # For a text of 32 tokens and labels of three tokens, the share of the text in the average is {glue:text}`gliclass_text_share:s` labels.
-# That is one mechanism behind the weakness with short texts and many labels that the paper's summary reports.
+# This may be one cause of the weakness with short texts and many labels that the paper's summary reports.
 #
-# The switch `extract_text_features` takes the labels out of the sum but not out of the count: what is pooled is the sum from `<<SEP>>` on, padding included, divided by $L$.
+# The switch `extract_text_features` takes the labels out of the sum but not out of the count $L$.
 # The vector then shrinks as labels are added.
 #
-# The default pooling is `first`, which is safe: it reads `[CLS]`, and no padding stands there.
+# The default pooling, `first`, is safe: it reads `[CLS]`, and no padding stands there.
 # GliZNet's text embedding is a masked softmax over text tokens ({doc}`/method`), so neither effect exists there.
 #
 # ## Projections
@@ -465,8 +467,9 @@ same("projection", "library", two_layers(x), linear(x), case="GliZNet's")
 # %% [markdown]
 # ## Scorers
 #
+# A scorer maps $t$ and $q_1, \dots, q_K$ to $K$ scores.
 # The notes say that scorers range from a dot product to attention; the paper's summary names dot product and neural network.
-# Each maps $t$ and $q_1, \dots, q_K$ to $K$ scores.
+# Below, $A, C, Q, M, V, O$ are trained matrices and $a_0, c_0, o$ biases; $\operatorname{MLP}_1$ and $\operatorname{MLP}_2$ are networks with one and two hidden layers; $[\,\cdot\,;\,\cdot\,]$ puts vectors end to end.
 #
 # **Dot product** (`simple`):
 #
@@ -603,8 +606,7 @@ for name, scorer in SCORERS.items():
 # *Proof.* A ReLU network is piecewise affine: every open set contains an open subset on which it is affine.
 # There its mixed second derivatives by $t$ and $q$ vanish, while those of $t^\top W q$ are the entries of $W$. ∎
 #
-# So a neural scorer is not simply a richer scorer.
-# What costs the weighted dot product nothing, the MLP can only approximate, with more units for a smaller error.
+# So a neural scorer is not simply a richer one: what the weighted dot product contains exactly, the MLP can only approximate.
 #
 # **Proposition 3.** One head of the cross-attention, without its maps and norms, is GliZNet's label-conditioned attention at $\tau_{\text{attn}} = \sqrt{d_r}$.
 #
@@ -652,7 +654,7 @@ same("cross-attention", "library", one_head[:, :, 0], ours, ROUND, "GliZNet's at
 #
 # In four of these five scorers the score of a label does not read the other labels' vectors.
 # The Hopfield scorer is the exception, because its softmax runs *over labels*.
-# The package registers a sixth, `decoder-kv`, for decoders; a small encoder of its own reads all labels together there, and we do not treat it.
+# (A sixth, `decoder-kv` for decoders, is not treated here.)
 #
 # **Proposition 4.** The labels share one text:
 #
@@ -663,7 +665,7 @@ same("cross-attention", "library", one_head[:, :, 0], ours, ROUND, "GliZNet's at
 #
 # *Proof.* The left side is $(\sum_j w_j)\, V t$, and a softmax sums to one. ∎
 #
-# So a label receives $V t / K$ on average, and the more candidates there are, the less text each of them sees.
+# So a label receives $V t / K$ on average: the more candidates, the less text each of them gets.
 # In an attention over *tokens*, as in GliZNet, each label has a softmax of its own and gives nothing up.
 
 # %%
@@ -686,7 +688,8 @@ per_token = label_conditioned_attention(labels, tokens, positions, 1.0)[1].sum(d
 rejects("hopfield-share", "labels that share nothing (GliZNet)", per_token, torch.ones(B), ROUND)
 
 # %% [markdown]
-# Sizes, with $d$ the width, $m$ the hidden width of the MLP and Hopfield scorers (256) and $s$ that of cross-attention (1024):
+# How large are the scorers?
+# With $d$ the width, $m$ the hidden width of the MLP and Hopfield scorers (256) and $s$ that of cross-attention (1024), their numbers of parameters are
 #
 # ```{math}
 # :label: eq-gliclass-scorer-size
@@ -698,7 +701,7 @@ rejects("hopfield-share", "labels that share nothing (GliZNet)", per_token, torc
 # ```
 #
 # The table shows them for $d = 768$, beside GliZNet's heads.
-# *Competes* is the largest derivative of a score by another label's vector.
+# Its last column, *competes*, is the largest derivative of a score by another label's vector; zero means that labels do not compete.
 
 # %%
 WIDTH, m, s = 768, 256, 1024
@@ -749,7 +752,7 @@ paste_table(
 #
 # With `normalize_features` the vectors have unit length, and the dot product is multiplied by a trained scale $s$, which starts at {glue:text}`gliclass_scale:s`.
 # That is GliZNet's cosine head with $\tau = s$.
-# It is also the number with which CLIP starts, but CLIP takes its exponential, {glue:text}`gliclass_clip_scale:s`, and the package multiplies by the number itself.
+# CLIP starts with the same number but multiplies by its exponential, {glue:text}`gliclass_clip_scale:s`; the package multiplies by the number itself.
 #
 # **Proposition.** For $K$ labels,
 #
@@ -762,7 +765,7 @@ paste_table(
 # The sigmoid is increasing.
 # A softmax is largest with its own score at $s$ and all others at $-s$. ∎
 #
-# At the start no label can reach a probability above {glue:text}`gliclass_ceiling:s`, nor, among 20 labels with softmax, above {glue:text}`gliclass_softmax_ceiling:s`.
+# At the start no label can have a probability above {glue:text}`gliclass_ceiling:s` with the sigmoid, or above {glue:text}`gliclass_softmax_ceiling:s` with a softmax over 20 labels.
 
 # %%
 scaled = tiny(normalize_features=True).model
@@ -790,8 +793,6 @@ at_least("scale", "search", above, np.zeros(cases))
 at_least("scale", "search", soft_above, np.zeros(cases), ROUND, "softmax")
 
 # %% [markdown]
-# The comparison with the cosine head has a tolerance of its own: the package divides by the norm plus $10^{-8}$.
-#
 # ## From scores to probabilities
 #
 # Multi-label takes a sigmoid of each score, single-label a softmax over the candidates:
@@ -801,7 +802,7 @@ at_least("scale", "search", soft_above, np.zeros(cases), ROUND, "softmax")
 # p_j = \sigma(\mathrm{sim}_j) \qquad \text{or} \qquad p_j = \frac{e^{\mathrm{sim}_j}}{\sum_{k=1}^{K} e^{\mathrm{sim}_k}} .
 # ```
 #
-# For two labels the softmax is the sigmoid of the difference of their scores, $p_1 = \sigma(\mathrm{sim}_1 - \mathrm{sim}_2)$: divide by $e^{\mathrm{sim}_1}$.
+# For two labels the softmax is the sigmoid of the difference of their scores: $p_1 = \sigma(\mathrm{sim}_1 - \mathrm{sim}_2)$.
 # GliZNet offers the same two, as `multi-label` and `multi-class`.
 
 # %%
@@ -826,7 +827,7 @@ vanishes("probability", soft - 1 / (1 + sp.exp(two - one)))
 #
 # It is GliZNet's SupCon (math §8.1.1) *without* the division by $|P_b|$.
 # The two agree when every text has one true label.
-# Otherwise a text with four true labels weighs four times what it weighs in SupCon.
+# A text with four true labels weighs four times what it weighs in SupCon.
 #
 # ```{math}
 # :label: eq-gliclass-softmax-gradient
@@ -906,25 +907,25 @@ paste("gliclass_single_label", message)
 report.metric("edge/default_problem_type_fails", float(message != "none"))
 
 # %% [markdown]
-# The package's softmax runs over padded label columns too.
+# The package's softmax runs over padded label columns too, which GliZNet's SupCon masks.
 # Four columns of zeros raise the loss of one row from {glue:text}`gliclass_softmax_padding:s`.
-# GliZNet's SupCon masks them.
-# The third mode, `problem_type="single_label_classification"`, is the default of the configuration.
-# It stops at the loss, because the number of classes that it reshapes by stays at minus one; the message is *{glue:text}`gliclass_single_label:s`*.
+# A third mode, `problem_type="single_label_classification"`, is the default of the configuration.
+# It stops at the loss with the message *{glue:text}`gliclass_single_label:s`*, because the number of classes that it reshapes by stays at minus one.
 #
 # ## Focal loss
 #
 # For multi-label training the notes name the [focal loss](https://arxiv.org/abs/1708.02002) and say that it handles class imbalance.
-# The formula stands in a picture; that of the paper they link to, which the package computes, is
+# It is cross-entropy with less weight on pairs that the model already gets right.
+# The package computes the formula of the linked paper for a score $z$ and its target $y$:
 #
 # ```{math}
 # :label: eq-gliclass-focal
 # \ell(z, y) = -\,a_{\mathrm t}\, (1 - p_{\mathrm t})^{\gamma} \log p_{\mathrm t}, \qquad p = \sigma(z) .
 # ```
 #
-# A negative $a$ switches the class weight off.
-# The package's function has the paper's defaults, $a = 1/4$ and $\gamma = 2$; its models pass `focal_loss_alpha`, which is one half, and `focal_loss_gamma`, which is two.
-# For $\gamma = 0$ and $a = 1/2$ the focal loss is half the binary cross-entropy, and with the weight off it is the binary cross-entropy.
+# A negative $a$ switches the class weight off; with $\gamma = 0$ as well, the focal loss is the binary cross-entropy.
+# The package's function has the paper's defaults, $a = 1/4$ and $\gamma = 2$.
+# Its models pass `focal_loss_alpha`, which is one half, and `focal_loss_gamma`, which is two.
 #
 # ### Gradient
 #
@@ -940,7 +941,8 @@ report.metric("edge/default_problem_type_fails", float(message != "none"))
 # Multiply. ∎
 #
 # At $\gamma = 0$ the bracket is $1 - p_{\mathrm t}$, the gradient of cross-entropy.
-# The second term is easily forgotten: it comes from the derivative of the factor $(1 - p_{\mathrm t})^\gamma$ itself.
+# Its second term comes from the derivative of the factor $(1 - p_{\mathrm t})^\gamma$.
+# The second derivative is
 #
 # ```{math}
 # :label: eq-gliclass-focal-curvature
@@ -1038,7 +1040,7 @@ same("focal", "library", half, ours / 2, case="half of GliZNet's BCE")
 # So the difference increases, from $-\infty$ at zero to $+\infty$ at $1/(1 + \gamma)$, and has one zero. ∎
 #
 # So focal loss does *not* put most weight on the hardest pairs.
-# A confidently wrong pair, below $p^\ast$, loses some weight again, down to that of cross-entropy; above $p^\ast$ the loss behaves as its name says.
+# Below $p^\ast$, where the model is confidently wrong, the gradient falls again, down to that of cross-entropy.
 #
 # ### Easy pairs
 #
@@ -1129,7 +1131,7 @@ vanishes("focal-easy", limit - (1 + g))
 # So $u$ decreases, $u(1 - p)$ increases, and the derivative increases from $-\infty$ to $+\infty$.
 # It has one zero, which is the stated equation. ∎
 #
-# At $\gamma = 0$ this is $\eta / (1 - \eta) = \frac{1 - a}{a} \cdot \frac{p}{1 - p}$: a class weight other than one half shifts every log-odds by $\log \frac{a}{1 - a}$, even without focusing.
+# Even at $\gamma = 0$ a class weight other than one half shifts every log-odds by $\log \frac{a}{1 - a}$.
 #
 # **Proposition (focal loss is not proper).** For $a = 1/2$ and every $\gamma > 0$,
 #
@@ -1212,7 +1214,7 @@ at_least("focal-shrinks", "search", more, np.zeros(len(more)), case="above one h
 # ### The picture
 #
 # Lines are the formulas, dots the package.
-# A dot off its line, a peak off its tick, or a minimiser on the diagonal would refute this section.
+# A dot off its line, a peak off its tick, or, for $\gamma > 0$, a minimiser on the diagonal elsewhere than at one half would refute this section.
 
 # %% mystnb={"figure": {"caption": "Top: size of the gradient of the focal loss by the probability that is given to what is true; ticks mark the proven peaks. Bottom: the prediction that minimises the expected loss, by the true probability; dots are minima of the package's function on a grid.", "name": "fig-gliclass-focal"}, "image": {"alt": "Two panels. Top: for cross-entropy the gradient falls in a straight line from one; for the focal loss it first rises, then falls below. Bottom: curves flatter than the diagonal, flatter for larger gamma, that meet it at one half."}} tags=["hide-input"]
 figure, (left, right) = plt.subplots(2, 1, figsize=(5, 6.6))
@@ -1263,15 +1265,15 @@ true, false = (
 same("focal", "library", true, false, case="no class is favoured")
 
 # %% [markdown]
-# With $\gamma = 2$ and equal class weights, if the true probability is uniform, the minimiser errs by {glue:text}`gliclass_gap_mean:s` on average and by {glue:text}`gliclass_gap_most:s` at most.
-# Where a label holds in four cases of five the loss asks for {glue:text}`gliclass_asked_at:s`, and with the function's default class weight for {glue:text}`gliclass_asked_weighted:s`.
-# {eq}`eq-gliclass-focal-minimiser` is also the cure: read from right to left, it turns a prediction into the true odds.
-# It presumes a model at its minimum; a trained one should be calibrated on data.
-# The order of two predictions of one loss is right all the same, because the equation is increasing.
+# Take $\gamma = 2$ and equal class weights.
+# Where a label holds in four cases of five, the loss asks for {glue:text}`gliclass_asked_at:s`, and with the function's default class weight for {glue:text}`gliclass_asked_weighted:s`.
+# Over all true probabilities between zero and one the minimiser errs by {glue:text}`gliclass_gap_mean:s` on average and by {glue:text}`gliclass_gap_most:s` at most.
+# The order of two predictions is still right.
+# For a model at its minimum, {eq}`eq-gliclass-focal-minimiser` turns a prediction back into the true odds; a trained one should be calibrated on data.
 #
 # Does the loss handle class imbalance?
 # With $a = 1/2$ it favours no class: $\ell(z, 1) = \ell(-z, 0)$.
-# What it does is to take weight from easy pairs, and false labels are mostly easy.
+# But it takes weight from easy pairs, and false labels are mostly easy.
 # A model that knows nothing gives every label the same probability, the minimiser at $\eta = 1/K$:
 #
 # ```{glue:md} gliclass-constant
@@ -1291,7 +1293,7 @@ same("focal", "library", true, false, case="no class is favoured")
 # \mathcal L_{\mathrm{focal}} = \frac{1}{\max(1, |R|)} \sum_{(b, j) \in R} \ell\bigl(\mathrm{sim}_{b,j},\, y_{b,j}\bigr) .
 # ```
 #
-# It is the same mean as that of GliZNet's BCE (math §8.3.1).
+# It is the mean of GliZNet's BCE (math §8.3.1).
 # With $\gamma = 0$ and the class weight off, both functions agree on every masked batch.
 # RetinaNet, which the function cites, divides by the number of *positives* instead.
 
@@ -1343,13 +1345,14 @@ paste_table("gliclass-edges", table, "The package's focal loss at its edges.")
 # ```
 #
 # An ignored pair is multiplied by zero only after its loss was computed with the target $-100$.
-# There $1 - p_{\mathrm t}$ can be negative; a fractional power of it is not a number, and zero times that is not a number either.
-# So a fractional $\gamma$ and ignored targets must not meet.
+# There $1 - p_{\mathrm t}$ can be negative, and a fractional power of it is not a number, even times zero.
+# So do not combine a fractional $\gamma$ with ignored targets.
 # And for $\gamma < 1$ the slope of $(1 - p_{\mathrm t})^\gamma$ is infinite where $p_{\mathrm t}$ rounds to one.
 #
 # ## The contrastive loss
 #
-# The paper's summary gives the loss of one row, $\mathrm{CE}(S^{(b)}_{l,:}, l)$: the similarities of vector $l$ to all vectors of its text are scores, and the right class is $l$ itself.
+# The paper's summary gives the loss of one vector $l$ of a text as a cross-entropy, $\mathrm{CE}(S^{(b)}_{l,:}, l)$.
+# Its similarities to all vectors of the text are the scores, and the right class is $l$ itself.
 # Let $v_1, \dots, v_n$ be the vectors of a text, $\hat v_l = v_l / \lVert v_l \rVert$ and $S_{l,m} = \langle \hat v_l, \hat v_m \rangle$.
 #
 # ```{math}
@@ -1357,7 +1360,7 @@ paste_table("gliclass-edges", table, "The package's focal loss at its edges.")
 # \mathcal L_{\mathrm{con}} = \frac1n \sum_{l=1}^{n} -\log \pi_{l,l}, \qquad \pi_{l,m} = \frac{e^{S_{l,m}}}{\sum_{k=1}^{n} e^{S_{l,k}}} .
 # ```
 #
-# There is no temperature: in the package it is a comment.
+# There is no temperature.
 # The summary calls the loss token-level.
 # In the package the vectors are those of the *labels*, $q_1, \dots, q_K$, and its weight is zero unless set.
 #
@@ -1372,11 +1375,12 @@ paste_table("gliclass-edges", table, "The package's focal loss at its edges.")
 # The derivative by $S_{l,m}$, $m \ne l$, is $\pi_{l,m} / n$, and $S_{l,m}$ stands in row $l$ and in row $m$.
 # The derivative of $\hat v_l$ by $v_l$ is $(I - \hat v_l \hat v_l^\top) / \lVert v_l \rVert$. ∎
 #
-# All coefficients are positive.
-# A step against the gradient moves $v_l$ against the weighted sum of the others, also of those at a right angle or beyond.
-# A single cosine may rise.
-# Nothing is aligned with a target, because no target enters.
-# So it belongs with GliZNet's repulsion (math §8.2.2), not with SupCon.
+# All coefficients are positive, so a step moves $v_l$ away from the weighted sum of the others, also of those at a right angle or beyond.
+# A single cosine may still rise.
+# No target enters the loss, so nothing is aligned with one.
+# It belongs with GliZNet's repulsion (math §8.2.2), not with SupCon.
+#
+# How far can the loss move?
 #
 # ```{math}
 # :label: eq-gliclass-contrastive-bounds
@@ -1389,7 +1393,7 @@ paste_table("gliclass-edges", table, "The package's focal loss at its edges.")
 # This gives $\log\bigl(1 + (n - 1) e^{\bar S - 1}\bigr)$, where $\bar S$ is the mean of all $S_{l,m}$, $m \ne l$.
 # Since $0 \le \lVert \sum_l \hat v_l \rVert^2 = n + n (n - 1) \bar S$, we have $\bar S \ge -1/(n - 1)$. ∎
 #
-# The upper bound is reached when all vectors agree, the lower by a regular simplex, which $n$ vectors form in $n - 1$ dimensions or more.
+# All vectors equal reach the upper bound; a regular simplex, which needs $n - 1$ dimensions, reaches the lower one.
 # Between total collapse and perfect spread the loss moves little, and never to zero.
 
 
@@ -1466,7 +1470,7 @@ between = [f"{floor(n):.2f} to {math.log(n):.2f} for {n}" for n in (2, 5, 20)]
 paste("gliclass_contrast_range", ", ".join(between))
 
 # %% [markdown]
-# The loss lies within {glue:text}`gliclass_contrast_range:s` vectors.
+# The bounds are {glue:text}`gliclass_contrast_range:s` vectors.
 #
 # ### Padding
 #
@@ -1575,8 +1579,9 @@ show(figure)
 # ## Re-weighting the layers
 #
 # The paper's summary names a layer-wise attention with [squeeze and excitation](https://arxiv.org/abs/1709.01507).
+# It replaces the last hidden state by a weighted sum over all layers.
 # Let $U_{k,i} \in \mathbb R^{d_h}$ be the state of token $i$ in layer $k = 1, \dots, n$, and $L$ the length of the row.
-# *Squeeze* turns each layer into one number, *excitation* the $n$ numbers into $n$ gates:
+# *Squeeze* turns each layer into one number $z_k$, *excitation* turns these into gates $g_k$, and $O_i$ is the output:
 #
 # ```{math}
 # :label: eq-gliclass-squeeze
@@ -1670,10 +1675,8 @@ paste("gliclass_squeeze_error", squeeze_error)
 
 # %% [markdown]
 # In the package the switch is `squeeze_layers`, off by default.
-# It does not run with an encoder of the usual kind.
-# The model has one gate per *layer*, but hands over the list of hidden states, which starts with the embeddings and so is one longer.
+# With an encoder of the usual kind it does not run: the model has one gate per layer, but passes on the list of hidden states, which also holds the embeddings.
 # For two layers the message is *{glue:text}`gliclass_squeeze_error:s`*.
-# With $n$ counted as layers plus one, the formula and its module are consistent.
 #
 # ## The bi-encoder
 #
@@ -1685,11 +1688,11 @@ paste("gliclass_squeeze_error", squeeze_error)
 # t = P_x\bigl(\operatorname{Pool} E_x(x)\bigr), \qquad q_j = P_l\bigl(\Pi \operatorname{Pool} E_l(l_j)\bigr), \qquad \mathrm{sim}_j = s\, \langle t, q_j \rangle .
 # ```
 #
-# Here $\Pi$, like $P_x$ and $P_l$, is a two-layer network with GELU.
+# Here $\Pi$, like the projections $P_x$ and $P_l$, is a two-layer network with GELU.
+# The package multiplies by the scale $s$ even if the features are not normalised.
 # A label's vector depends on neither the text nor the other labels, so it can be computed once and kept.
-# In the uni-encoder it depends on both: that is what the joint pass is for, and why nothing can be kept.
+# In the uni-encoder it depends on both, so nothing can be kept.
 # A cross-encoder, which reads one label at a time, cannot let labels see each other either.
-# The package multiplies by the scale $s$ here even if the features are not normalised.
 
 # %%
 SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -1738,8 +1741,9 @@ neighbour = float((joint[0][0] - joint[2][0]).abs().max())
 # %% [markdown]
 # ## Room in the window
 #
-# How the cost grows with the labels is the subject of {doc}`costs`; here only what fits.
-# With $c = 3$ control tokens (`[CLS]`, `<<SEP>>` and a closing `[SEP]`), $T$ text tokens, labels of $\ell$ tokens with their marker, and a window of $N$ tokens at most
+# How many labels fit into one sequence?
+# (What they cost is the subject of {doc}`costs`.)
+# With $c = 3$ control tokens (`[CLS]`, `<<SEP>>` and a closing `[SEP]`), $T$ text tokens, labels of $\ell$ tokens with their marker, and a window of $N$ tokens, at most
 #
 # ```{math}
 # :label: eq-gliclass-room
@@ -1784,12 +1788,13 @@ paste("gliclass_room_typical", str(fits(1024, 256, 4)))
 
 # %% [markdown]
 # In the window of 1,024 tokens that the summary names there is room for {glue:text}`gliclass_room:s` labels beside an empty text, and for {glue:text}`gliclass_room_typical:s` labels of four tokens beside 256 text tokens.
-# The open question about more than 1,000 labels is thus not one of accuracy alone: without splitting the label set they do not fit.
+# So the summary's open question about more than 1,000 labels is not one of accuracy alone: without splitting the label set they do not fit.
 #
 # ## The reinforcement objective
 #
-# The summary says that mid-training uses a PPO modified for many labels, and shows no formula.
-# The package draws for each label an action $A_{b,j} \in \{0, 1\}$ with probability $p_{b,j}$, so that $\pi(A) = p^A (1 - p)^{1 - A}$.
+# The summary says that mid-training uses proximal policy optimisation (PPO) modified for many labels, and shows no formula.
+# The package draws for each label an action $A_{b,j} \in \{0, 1\}$, which is one with probability $p_{b,j}$, so that $\pi(A) = p^A (1 - p)^{1 - A}$.
+# PPO makes several inner steps on one batch, in which $\pi_{\mathrm{old}}$ stays and $\pi_{\mathrm{new}}$ moves.
 # With a reward $R_b$, a value $V_b$, the advantage $D_b = R_b - V_b$ and the clip range $\epsilon$,
 #
 # ```{math}
@@ -1797,7 +1802,8 @@ paste("gliclass_room_typical", str(fits(1024, 256, 4)))
 # \mathcal L_{\mathrm{RL}} = -\frac1B \sum_{b,j} f_{b,j} \min\bigl( \rho_{b,j} D_b,\ \operatorname{clip}(\rho_{b,j}, 1 - \epsilon, 1 + \epsilon)\, D_b \bigr) + \frac1B \sum_b (V_b - R_b)^2, \qquad \rho = \frac{\pi_{\mathrm{new}}(A')}{\pi_{\mathrm{old}}(A)} .
 # ```
 #
-# Here $f = 1$, or $f = p_{\mathrm t}^{\gamma}$ if $\gamma$ is set: not the focal factor $(1 - p_{\mathrm t})^{\gamma}$, but one that favours *easy* pairs.
+# Here $f = 1$, or $f = p_{\mathrm t}^{\gamma}$ if $\gamma$ is set.
+# That is not the focal factor $(1 - p_{\mathrm t})^{\gamma}$: it favours *easy* pairs.
 #
 # **Proposition.** In the first of the inner steps, where $A' = A$ and both policies agree, and with $f = 1$,
 #
@@ -1810,7 +1816,7 @@ paste("gliclass_room_typical", str(fits(1024, 256, 4)))
 #
 # This is the plain policy gradient: a positive advantage pulls each probability towards its action.
 #
-# In the later inner steps PPO keeps the action and recomputes its probability.
+# In the later inner steps PPO keeps the action, $A' = A$, and recomputes its probability.
 # The package draws a *new* action $A'$ and divides its probability by that of the old one.
 #
 # **Proposition.** Even if nothing has changed, this ratio has the mean
@@ -1825,7 +1831,7 @@ paste("gliclass_room_typical", str(fits(1024, 256, 4)))
 # *Proof.* $A$ and $A'$ are independent.
 # $\mathbb E[\pi(A')] = p^2 + (1 - p)^2$, and $\mathbb E[1/\pi(A)] = p \cdot \frac1p + (1 - p) \cdot \frac{1}{1 - p} = 2$. ∎
 #
-# So the clip acts on noise: the closer a probability is to zero or one, the further the mean ratio is from one.
+# So the clip acts on noise, and the mean ratio is further from one the closer a probability is to zero or one.
 
 
 # %%
@@ -1932,9 +1938,9 @@ paste("gliclass_ratio", f"{measured[0.95]:.2f}")
 
 # %% [markdown]
 # At a probability of nineteen in twenty the package's mean ratio is {glue:text}`gliclass_ratio:s`, where it should be one, and the clip range is a fifth.
-# One more thing differs from what a reader would expect.
+#
 # The entropy coefficient has the default {glue:text}`gliclass_entropy_beta:s`, which looks like a switch that is off.
-# The code tests only whether it is zero, so minus the entropy is added to the loss: a bonus for undecided probabilities.
+# But the code tests only whether it is zero, so minus the entropy is added to the loss: a bonus for undecided probabilities.
 #
 # ## The size of an adapter
 #
@@ -1971,13 +1977,11 @@ paste_table("gliclass-lora", table, "Numbers in an adapter over those in the squ
 #
 # At rank 384 the adapter of a square matrix of the base model has exactly as many numbers as the matrix.
 # At rank 1536 it has more for every width below 3,072.
-# A product of that rank can be any update at all once $r$ reaches the smaller side of the matrix.
 # Such an adapter saves no parameters; what is left is another parametrisation and another step size.
-# That a higher rank makes a larger adapter is right: its size is proportional to $r$.
 #
 # ## GliZNet beside GLiClass
 #
-# The relation of each pair of parts, with the check that shows it.
+# The table gives the relation of each pair of parts, with the deviation that the check found.
 
 # %% tags=["hide-input"]
 held = checks.rows()
@@ -2064,18 +2068,16 @@ paste_table("gliclass-compared", table, "Parts of GliZNet and their counterparts
 #
 # ## In practice
 #
-# - Keep the pooling `first` unless the texts of a batch have equal length. An average mixes labels and padding into the text.
-# - Scores of one text in GLiClass with average pooling change with the batch. Compare runs at equal padding, or one text at a time.
-# - With equal class weights, $a = 1/2$, the minimum of the focal loss is under-confident. Calibrate the model, or invert {eq}`eq-gliclass-focal-minimiser`, before a threshold is read as a probability.
-# - The weighted dot product is the scorer that can do what GliZNet's heads do. The MLP is not a richer version of it.
-# - The contrastive loss and the layer gates are off in the package unless they are switched on, so published models need not contain them.
+# - Keep the pooling `first`: an average mixes labels and padding into the text.
+# - If you must use the average, compare runs at equal padding, or one text at a time: scores change with the batch.
+# - Calibrate a model trained with focal loss before you read a threshold as a probability.
+# - To reproduce GliZNet's dot or bilinear head, take the weighted dot product, not the MLP.
+# - The contrastive loss and the layer gates are off in the package by default, so published models need not contain them.
 #
 # ## Edge cases
 #
 # - No real label in a batch: the model's focal mean is zero; the function's own mean and the contrastive loss divide by zero.
 # - A fractional $\gamma$ with ignored targets gives NaN, and so does $\gamma < 1$ at a saturated logit.
-# - Padded label columns stay in the softmax loss and in the contrastive denominators.
-# - The default `problem_type` of the configuration stops at the loss.
 # - The reinforcement trainer takes its rewards as a dictionary, although its default is a list.
 
 # %% [markdown]
