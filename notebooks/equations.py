@@ -13,11 +13,12 @@
 # %% [markdown]
 # # Every equation
 #
-# This is the index of the mathematics.
-# It lists every displayed equation and every quantitative statement of the sources that this part of the book judges, in the order of the chapters that judge them.
-# *Verified* means that it holds as printed.
-# *Corrected* means that it does not; the word leads to the entry of {doc}`errata` that says what is right.
-# *Not testable here* comes with the reason.
+# Does what the sources print hold?
+# This index answers for every displayed equation and every quantitative statement that the mathematics part of the book judges, in the order of its chapters.
+#
+# - *Verified*: it holds as printed.
+# - *Corrected*: it does not. The word leads to the entry of {doc}`errata` that says what is right.
+# - *Not testable here*: the evidence says why.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -52,7 +53,7 @@ for name, n in counts.items():
 # Outcomes: {glue:text}`equations_counts:s`.
 #
 # The buttons above the table choose an outcome.
-# The link in the last column leads to the place that treats the statement; from there a table at the end of the chapter leads back here.
+# The last column leads to the place that treats the statement; the table at the end of that chapter leads back here.
 
 
 # %% tags=["hide-input"]

@@ -13,8 +13,10 @@
 # %% [markdown]
 # # Errata of the sources
 #
-# What the sources print, what is right, why, and what difference it makes.
-# Every entry has been checked in the chapter that it links to; its name leads to its place in {doc}`equations`.
+# Which statements of the sources do not hold as printed?
+# Each entry says what is printed, what is right, why, and what difference it makes.
+# Every one is checked in the chapter that it links to; its name leads to its place in {doc}`equations`.
+#
 # Symbols are those of {doc}`/notation`, or of the equation that the entry links to.
 # A wrong formula in a document need not be wrong in its authors' code; where an entry concerns a package, it says so.
 
