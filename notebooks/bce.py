@@ -13,13 +13,17 @@
 # %% [markdown]
 # # BCE with decoupled temperature
 #
-# The second term of the loss reads every label on its own.
-# It sees the score on a scale of its own, {math}`\tau_{\text{BCE}}`.
+# Binary cross-entropy (BCE) asks of every label on its own: is it true?
+# From it come the probabilities of the model, since the contrastive term SupCon only ranks ({doc}`supcon`).
+# It sees the score on a scale of its own, {math}`\tau_{\text{BCE}}`, so that the scale {math}`\tau` of the contrastive term need not serve both.
+# Which gradients follow, does {math}`\tau` still reach this loss, and is the probability that a user sees the one that was trained?
 #
-# Three questions.
-# Which gradients follow from that?
-# Does the scale {math}`\tau` of the contrastive term still reach this loss?
-# And is the probability that a user sees the one that was trained?
+# In short:
+#
+# - **Gradient.** The push on a label depends on its own score only. The gradient of math §8.3.3 lacks the number of pairs and both scales.
+# - **Decoupling.** With the cosine head {math}`\tau` cancels and gets no gradient from BCE. The two other heads have no {math}`\tau`, so the package gives them no scales.
+# - **Calibration.** BCE is smallest at the true probability, so it asks for calibrated probabilities. It does not ensure them, as math §11.1 says: a cosine head has a scale but no bias.
+# - **Inference.** Math §10.1 shows {math}`\sigma(\mathrm{sim})`, with the logistic function {math}`\sigma`; BCE trained another probability. Both give the same order of labels and the same decisions at one half, but other thresholds and another calibration. For {glue:text}`bce_source:s` they differ by {glue:text}`bce_mean_gap:s` on average.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -77,10 +81,10 @@ checks = Checks(report)
 # %% [markdown]
 # ## Where it sits
 #
-# The mathematics document treats this term in §8.3, its promise in §11.1, its weight in §12.1 and its temperature in §12.2.
+# The mathematics document treats this term in math §8.3, its promise in §11.1, its weight in §12.1 and its temperature in §12.2.
 # The probability that it trains comes back in step 7 of §10.1 and in the rule of §10.2.
 # The model card calls the term auxiliary.
-# In the code it is one function, and one method of the model that turns scores into logits of probabilities.
+# In the code it is one function, and one method of the model that rescales the scores.
 
 # %%
 print(inspect.getsource(bce_loss))
@@ -90,12 +94,11 @@ print(inspect.getsource(GliZNetForSequenceClassification.probability_logits))
 # ## Definition
 #
 # A batch holds {math}`B` texts with at most {math}`K` labels each.
-# Let {math}`\Omega` be its set of real (text, label) pairs {math}`(b, j)`, and {math}`N = |\Omega|`.
-# The source does not say what its {math}`N` counts; this is the reading of the code.
-# Scores {math}`\mathrm{sim}` and targets {math}`y` have shape {math}`(B, K)`, both scales are numbers above zero.
-# We write {math}`\rho = \tau_{\text{BCE}} / \tau`.
+# Scores {math}`\mathrm{sim}` and targets {math}`y` have shape {math}`(B, K)`; a target is one if the label is true, else zero.
+# Let {math}`\Omega` be the set of real (text, label) pairs {math}`(b, j)`, padding left out, and {math}`N = |\Omega|`; the source does not say what its {math}`N` counts.
+# Both scales are above zero, and {math}`\rho = \tau_{\text{BCE}} / \tau` is their ratio.
 #
-# The rescaled score is
+# The rescaled score removes {math}`\tau` and puts {math}`\tau_{\text{BCE}}` in its place:
 #
 # ```{math}
 # :label: eq-bce-rescaled
@@ -112,8 +115,8 @@ print(inspect.getsource(GliZNetForSequenceClassification.probability_logits))
 #
 # **Proof of the second form.**
 # {math}`\log \sigma(u) = u - \log(1 + e^u)` and {math}`\log(1 - \sigma(u)) = -\log(1 + e^u)`.
-# The logarithm of {math}`1 + e^u` gets the weight {math}`y + (1 - y) = 1`, and {math}`u` gets {math}`y`.
-# The second form does not overflow when it is computed with care, so it is what a library evaluates.
+# So {math}`-\log(1 + e^u)` gets the weight {math}`y + (1 - y) = 1`, and {math}`u` the weight {math}`y`.
+# Libraries evaluate the second form, since it need not overflow.
 
 # %% tags=["hide-input"]
 tokens_folder = resolve("tiny-random", report.out)
@@ -222,9 +225,6 @@ for b, j in np.argwhere(real):
 checks.equal("bce-rescaled", "naive", rescaled, by_hand, 1e-5, case="the model's own logits")
 
 # %% [markdown]
-# The loop computes {math}`\log(1 - p)` from a rounded {math}`p`.
-# That costs digits where {math}`p` is close to one, hence a wider tolerance than round-off.
-#
 # ## The gradients
 #
 # **Proposition.**
@@ -250,8 +250,7 @@ checks.equal("bce-rescaled", "naive", rescaled, by_hand, 1e-5, case="the model's
 # By {eq}`eq-bce-rescaled` {math}`u` has the derivatives {math}`\rho`, {math}`-\rho\,\mathrm{sim} / \tau` and {math}`\mathrm{sim} / \tau` by the score, {math}`\tau` and {math}`\tau_{\text{BCE}}`.
 # The factor {math}`1/N` is that of the mean.
 #
-# Math §8.3.3 prints {math}`\sigma(\mathrm{sim}_{b,j}) - y_{b,j}` instead.
-# It lacks the factor {math}`1/N`, the factor {math}`\rho`, and the rescaling inside {math}`\sigma`.
+# Math §8.3.3 prints {math}`\sigma(\mathrm{sim}_{b,j}) - y_{b,j}` instead, without {math}`1/N`, without {math}`\rho` and without the rescaling inside {math}`\sigma`.
 
 
 # %% tags=["hide-input"]
@@ -324,9 +323,9 @@ checks.equal("bce-gradient-scales", "naive", by_scales, formula_scales, DIFFEREN
 # %% [markdown]
 # ### What the printed gradient misses
 #
-# A missing constant such as {math}`1/N` changes a length and no direction: at equal scales the printed gradient is {math}`N` times the true one.
+# A missing constant such as {math}`1/N` changes the length of the gradient and not its direction: at equal scales the printed one is {math}`N` times the true one.
 # The missing {math}`\rho` inside {math}`\sigma` also changes the direction, that is, the weight of one pair against another.
-# The table takes random batches in three settings.
+# The table shows both errors on random batches.
 
 # %% tags=["hide-input"]
 E2 = math.exp(2.0)  # the source's start of tau, the package's of tau_BCE
@@ -374,13 +373,12 @@ paste_table("bce-printed", table, "The printed gradient against the true one, me
 # ```
 #
 # **Proof.**
-# {eq}`eq-bce-gradient-sim` holds one score only, and {math}`\sigma' = \sigma (1 - \sigma)`.
+# In {eq}`eq-bce-gradient-sim` only one score occurs, and {math}`\sigma' = \sigma (1 - \sigma)`.
 #
-# The gradient of SupCon behaves differently: over the labels of one text it sums to zero, because a softmax does not see a common shift.
-# So SupCon says which label stands above which, and cannot say where zero is.
-# BCE can, and this is what math §8.3.3 calls thresholding.
-# One limit deserves a name.
-# A text with a single candidate has a softmax of one, hence no gradient from SupCon at all; BCE still has one.
+# SupCon behaves differently: its gradient sums to zero over the labels of a text, because a softmax does not see a common shift.
+# So SupCon says which label stands above which, but not where the line between true and false lies.
+# BCE does; math §8.3.3 calls this thresholding.
+# A text with a single candidate gets no gradient from SupCon at all, but one from BCE.
 
 
 # %% tags=["hide-input"]
@@ -446,8 +444,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## What decoupling does
 #
-# {eq}`eq-bce-gradient-scales` gives {math}`\tau` a gradient from BCE, and math §8.3.1 says that BCE is decoupled from {math}`\tau`.
-# Both are right, since the first holds the scores fixed and the model does not.
+# By {eq}`eq-bce-gradient-scales` BCE has a gradient by {math}`\tau`; by math §8.3.1 it is decoupled from {math}`\tau`.
+# Both are right: the first holds the scores fixed, but in the model they change with {math}`\tau`.
 #
 # **Proposition.**
 # Let the head be {math}`\mathrm{sim}_{b,j} = \tau\, c_{b,j}` with a cosine {math}`c_{b,j}`.
@@ -468,8 +466,8 @@ pd.DataFrame(
 # By {eq}`eq-bce-gradient-sim` and {math}`c = \mathrm{sim} / \tau` the second is the first with the other sign.
 # The third equation is {eq}`eq-bce-gradient-sim` times {math}`\partial\, \mathrm{sim} / \partial c = \tau`.
 #
-# The other two heads of math §7.1 have no {math}`\tau`, so dividing by it undoes nothing.
-# The printed formula would then give BCE the free factor {math}`\rho`, and {math}`\tau` would be trained by BCE alone: {math}`\partial \mathcal{L} / \partial \log \tau = -\partial \mathcal{L} / \partial \log \tau_{\text{BCE}}`, one number kept in two parameters.
+# The two other heads of math §7.1, dot product and bilinear, have no {math}`\tau`, so the printed division by it has nothing to undo.
+# BCE alone would then train {math}`\tau`, and {math}`\tau` and {math}`\tau_{\text{BCE}}` would be two parameters for the one number {math}`\rho`.
 # The package therefore sets both scales to one for these heads.
 
 # %% tags=["hide-input"]
@@ -528,8 +526,8 @@ checks.equal("bce-decoupled", "naive", by_cosine, formula, DIFFERENCE, case="cos
 # %% [markdown]
 # ### Which loss trains which temperature
 #
-# The next table asks the whole model.
-# A cell is the gradient of one unweighted term by the logarithm of one temperature, on a batch of the shipped corpus.
+# The table takes the whole model, with random weights, on a batch of the shipped corpus.
+# A cell is the gradient of one unweighted term by the logarithm of one temperature; {math}`\tau_{\text{attn}}` is that of the attention.
 
 # %% tags=["hide-input"]
 NAMES = ("tau", "tau_bce", "tau_attn")
@@ -564,21 +562,21 @@ paste_table(
 # :format: myst
 # ```
 #
-# What is decoupled: {math}`\tau` belongs to the contrastive term, {math}`\tau_{\text{BCE}}` to BCE.
-# What is not decoupled: the cosines, which both terms move, and {math}`\tau_{\text{attn}}`.
+# In `math` {math}`\tau` belongs to the contrastive term and {math}`\tau_{\text{BCE}}` to BCE.
+# The cosines and {math}`\tau_{\text{attn}}` are shared: both terms move them.
 #
 # ### One scale for both
 #
-# Suppose that both terms shared one scale {math}`t`, with scores {math}`t\,c`.
+# What would happen if both terms shared one scale {math}`t`, with scores {math}`t\,c`?
 # Each loss is convex in {math}`t`, since it is convex in the scores and these are linear in {math}`t`.
-# Let their smallest values lie at {math}`t_{\text{S}}` and {math}`t_{\text{B}}`.
+# Let SupCon be smallest at {math}`t_{\text{S}}` and BCE at {math}`t_{\text{B}}`.
 # A convex function falls before its minimum and rises after it.
-# So the two losses pull {math}`t` in opposite directions exactly between {math}`t_{\text{S}}` and {math}`t_{\text{B}}`, and a trained {math}`t` lies there: where it rests the two gradients cancel.
-# Separate scales each go to their own minimum.
+# So the two losses pull {math}`t` in opposite directions exactly between {math}`t_{\text{S}}` and {math}`t_{\text{B}}`, and for given cosines {math}`t` comes to rest there, at the best value of neither.
+# Separate scales can each reach their own.
 #
-# In the scores there is nothing to decouple: there SupCon and BCE never oppose each other, whatever the scales, by {eq}`eq-objective-agreement`.
+# By the scores the two gradients never oppose each other ({eq}`eq-objective-agreement`), so there is nothing to decouple.
 #
-# The next cell finds both minima on random batches with informative cosines.
+# The next cell finds both minima on random batches whose true labels tend to have higher cosines.
 
 # %%
 
@@ -612,15 +610,14 @@ report.metric("shared_scale/ratio_of_minima", apart, n=cases)
 paste("bce_apart", f"{apart:.2f}")
 
 # %% [markdown]
-# Ratio of the larger to the smaller minimum, median: {glue:text}`bce_apart:s`.
-# In every batch the two gradients had opposite signs between the minima and the same sign beyond both.
+# The larger of {math}`t_{\text{S}}` and {math}`t_{\text{B}}` over the smaller has the median {glue:text}`bce_apart:s`.
+# In every batch the two gradients have opposite signs between the minima and the same sign beyond both.
 #
 # ## What BCE calibrates
 #
 # **Proposition.**
-# Let a pair be true with probability {math}`q`.
-# Let {math}`H(q)` be the entropy of that coin and {math}`\mathrm{KL}(q \,\|\, p)` the divergence of two coins.
-# The expected cost at {math}`p = \sigma(\tilde s)` is
+# Let a pair be true with probability {math}`q`, a coin with entropy {math}`H(q)`, and let {math}`\mathrm{KL}(q \,\|\, p)` be the Kullback-Leibler divergence from a coin with probability {math}`p`.
+# The expected cost of {math}`p = \sigma(\tilde s)` is
 #
 # ```{math}
 # :label: eq-bce-proper
@@ -635,8 +632,8 @@ paste("bce_apart", f"{apart:.2f}")
 # Then {math}`f(q) = 0` and {math}`f'(p) = (p - q)\left(\frac{1}{p(1 - p)} - 4\right)`.
 # The bracket is not negative, since {math}`p(1 - p) \le \frac14`; so {math}`f` falls up to {math}`q` and rises after it.
 #
-# In this sense BCE asks for calibrated probabilities, and SupCon does not.
-# What the model can reach is another matter.
+# So BCE asks for calibrated probabilities of single labels; SupCon in general does not ({doc}`supcon`).
+# But the model may be unable to reach them.
 # Under the cosine head the scores are bounded, and so are the probabilities:
 #
 # ```{math}
@@ -650,14 +647,12 @@ paste("bce_apart", f"{apart:.2f}")
 # {math}`|c| \le 1` and {math}`\sigma` rises.
 # A pair costs least at {math}`c = 1` if it is true and at {math}`c = -1` if it is false; both cost {math}`\log(1 + e^{-\tau_{\text{BCE}}})`.
 #
-# And the cosine head has a scale and no bias beside it.
-# The side of one half is that of the cosine, at every scale.
+# And the cosine head has a scale but no bias: at every scale a positive cosine means a probability above one half.
 # If every cosine is {math}`1/2` and one pair in five is true, every scale states at least one half, and the mean error is at least {math}`3/10`.
-# So math §11.1 says too much when BCE "ensures" calibration: BCE asks for it.
+# So math §11.1 says too much: BCE asks for calibration and does not ensure it.
 #
-# For given cosines a trained {math}`\tau_{\text{BCE}}` satisfies one equation, {math}`\sum (\sigma(\tilde s) - y)\, c = 0`, by {eq}`eq-bce-gradient-scales`.
-# Nothing makes the mean probability equal the share of true pairs.
-# That would be {math}`\sum (\sigma(\tilde s) - y) = 0`, the equation of a bias.
+# For given cosines the best {math}`\tau_{\text{BCE}}` satisfies {math}`\sum (\sigma(\tilde s) - y)\, c = 0`, by {eq}`eq-bce-gradient-scales`.
+# It takes a bias to satisfy {math}`\sum (\sigma(\tilde s) - y) = 0` as well; only then does the mean probability equal the share of true pairs.
 
 # %% tags=["hide-input"]
 p_, q_ = sympy.symbols("p q", positive=True)
@@ -709,13 +704,13 @@ report.metric("effect/math-11.1-bce-calibration", uncalibrated, unit="least cali
 # %% [markdown]
 # ## The probability at inference
 #
-# Step 7 of math §10.1 shows the user {math}`\sigma(\mathrm{sim}_j)`.
-# BCE trained {math}`\sigma(\tilde s_j)`.
-# The package offers both (`probability`) and takes the trained one unless told otherwise.
+# Step 7 of math §10.1 shows the user {math}`\sigma(\mathrm{sim}_j)`, the *literal* reading.
+# BCE trained {math}`\sigma(\tilde s_j)`, the *trained* reading.
+# The package offers both (`probability`) and by default takes the trained one.
 #
 # **Proposition.**
-# Let {math}`p = \sigma(\mathrm{sim})` and {math}`\tilde p = \sigma(\tilde s)`.
-# Then
+# Let {math}`p = \sigma(\mathrm{sim})` and {math}`\tilde p = \sigma(\tilde s)`, and let logit be the inverse of {math}`\sigma`.
+# Then for every threshold {math}`\delta`
 #
 # ```{math}
 # :label: eq-bce-mismatch
@@ -736,13 +731,14 @@ report.metric("effect/math-11.1-bce-calibration", uncalibrated, unit="least cali
 # **Proof.**
 # {math}`\operatorname{logit} \sigma(u) = u`, which gives the first equation; logit rises and {math}`\rho > 0`, which gives the second.
 # The slope of {math}`\sigma` is at most one quarter, which gives the third.
-# {math}`\sigma(\tau c)` moves away from one half as {math}`\tau` grows, which gives the last: the literal probability is the more extreme one for {math}`\tau > \tau_{\text{BCE}}` and the less extreme one for {math}`\tau < \tau_{\text{BCE}}`.
+# {math}`\sigma(\tau c)` moves away from one half as {math}`\tau` grows, which gives the last: for {math}`\tau > \tau_{\text{BCE}}` the literal probability is the more extreme one, for {math}`\tau < \tau_{\text{BCE}}` the trained one.
 #
-# Four consequences.
-# The order of the labels is the same in both readings, so average precision and reciprocal rank cannot tell them apart.
-# The decision at {math}`\delta = \frac12` is the same too: it asks for the sign of the cosine.
-# A threshold other than one half, tuned on one reading, must be translated for the other.
-# Calibration differs, unless {math}`\tau = \tau_{\text{BCE}}`, where both readings are one.
+# What follows for a user:
+#
+# - The order of the labels is the same in both readings, and so is every measure of ranking.
+# - The decision at {math}`\delta = \frac12` is the same: it asks for the sign of the cosine.
+# - Any other threshold that was tuned on one reading must be translated for the other.
+# - Calibration differs, unless {math}`\tau = \tau_{\text{BCE}}`.
 
 # %% tags=["hide-input"]
 x = sympy.Symbol("x", real=True)
@@ -790,8 +786,7 @@ checks.rejects(
 # %% [markdown]
 # ## Measuring calibration
 #
-# Cut the unit interval into {math}`M` bins of equal width.
-# {math}`I_m` holds the pairs whose probability {math}`p_i` lies in bin {math}`m`.
+# Cut the unit interval into {math}`M` bins of equal width, and let {math}`I_m` be the pairs {math}`i` whose probability {math}`p_i` lies in bin {math}`m`.
 # The expected calibration error is
 #
 # ```{math}
@@ -799,7 +794,7 @@ checks.rejects(
 # \mathrm{ECE} = \sum_{m=1}^{M} \frac{|I_m|}{N} \left| \frac{1}{|I_m|} \sum_{i \in I_m} y_i - \frac{1}{|I_m|} \sum_{i \in I_m} p_i \right|.
 # ```
 #
-# Its bins hide opposite errors within a bin, so the log loss stands beside it: by {eq}`eq-bce-proper` that one cannot be fooled.
+# Opposite errors within a bin cancel, so we report the log loss beside it, which by {eq}`eq-bce-proper` is smallest at the true probabilities only.
 
 
 # %% tags=["hide-input"]
@@ -837,10 +832,9 @@ checks.equal("bce-ece", "library", own, [ece_of_library(*d) for d in drawn], ROU
 # %% [markdown]
 # ## The predictions
 #
-# The pairs below come from the run that the parameters name: every test text of the shipped corpus with all its candidates.
-# A stored score is {math}`\sigma(\tilde s)`, rounded to float16.
-# Both scales stand in the record of the training run, so the literal reading follows from {eq}`eq-bce-mismatch`.
-# Without a run, an untrained model with random weights and two unequal scales stands in; it shows that the code works, and nothing about GliZNet.
+# The pairs come from the run that the parameters name: every test text of the shipped corpus with all its candidates.
+# Its stored scores are the trained probabilities, and the record of its training has both scales, so the literal reading follows from {eq}`eq-bce-mismatch`.
+# Without a run, an untrained model with two unequal scales stands in; it shows that the code works, and nothing about GliZNet.
 
 # %% tags=["hide-input"]
 if evidence:
@@ -879,13 +873,12 @@ paste("bce_pairs", f"{len(truth)} pairs of {len(number)} texts")
 #
 # ### If BCE had done its work
 #
-# First a world in which the answer is known.
-# Keep the cosines of these pairs, and draw each target with probability {math}`\tilde p`: then the trained reading is calibrated by construction.
-# The reliability curve of the literal reading is {math}`\sigma(\rho \operatorname{logit} p)`, by {eq}`eq-bce-mismatch`.
-# Its calibration error is the mean of {math}`|p - \tilde p|`, since one half is an edge between two bins, and on either side of it all errors have one sign.
-# The dots are drawn targets, the lines are these two formulas; the picture would show a wrong ratio at once.
+# First a simulation in which the answer is known.
+# Keep the cosines of these pairs, but draw each target with probability {math}`\tilde p`, so that the trained reading is calibrated.
+# The reliability curve of the literal reading, the share of true pairs against the stated probability, is then {math}`\sigma(\rho \operatorname{logit} p)`, by {eq}`eq-bce-mismatch`.
+# Its calibration error is the mean of {math}`|p - \tilde p|`: on either side of one half all errors have one sign, and no bin crosses it.
 
-# %% mystnb={"figure": {"caption": "Left: reliability of the literal reading if the trained one is calibrated, for three ratios of the scales. Right: its calibration error against the ratio. Lines: formulas. Dots: drawn targets. The dashed line on the right marks the ratio of the run.", "name": "fig-bce-world"}, "image": {"alt": "Two panels. Left, reliability curves that are flatter or steeper than the diagonal unless both scales agree. Right, calibration error with its minimum of zero at equal scales."}}
+# %% mystnb={"figure": {"caption": "If the trained reading is calibrated. Left: reliability of the literal reading for three ratios of the scales. Right: its calibration error against the ratio. Lines: formulas. Dots: drawn targets; off the lines they would refute the formulas. The dashed line on the right marks the ratio of the pairs.", "name": "fig-bce-world"}, "image": {"alt": "Two panels. Left, reliability curves that are flatter or steeper than the diagonal unless both scales agree. Right, calibration error with its minimum of zero at equal scales."}}
 rng = np.random.default_rng(0)
 spread = np.tile(s_tilde, 1 + 100000 // len(s_tilde))
 drawn = rng.random(len(spread)) < expit(spread)
@@ -922,9 +915,8 @@ paste("bce_doubled", f"{doubled:.3f}")
 # ### As it is
 #
 # Now the real targets.
-# Two more rows say what a scale could do at all.
-# They fit one factor, and a factor with a bias, to these very pairs by minimising BCE.
-# They have seen the answers and are no forecast: they say how much of the error is a matter of scale, and how much of the missing bias.
+# Two more rows fit one factor on {math}`\tilde s`, or a factor and a bias, to these very pairs by minimising BCE.
+# They have seen the answers, so they are no forecast. They show how much of the error comes from the scale, and how much from the missing bias.
 
 # %% tags=["hide-input"]
 
@@ -1018,10 +1010,10 @@ paste_table(
 # :format: myst
 # ```
 #
-# - Literal minus trained, ECE: {glue:text}`bce_difference:s`.
-# - Mean difference of the two probabilities of a pair: {glue:text}`bce_mean_gap:s`.
-# - Share of true pairs, to compare with the mean probabilities: {glue:text}`bce_share:s`.
-# - Best factor on the trained logits: {glue:text}`bce_factor:s`; one would mean that {math}`\tau_{\text{BCE}}` is where BCE wants it on these pairs.
+# - The ECE of the literal reading minus that of the trained one is {glue:text}`bce_difference:s`.
+# - The two probabilities of a pair differ by {glue:text}`bce_mean_gap:s` on average.
+# - The share of true pairs, which a calibrated mean probability would equal, is {glue:text}`bce_share:s`.
+# - The best factor on {math}`\tilde s` is {glue:text}`bce_factor:s`. One would mean that {math}`\tau_{\text{BCE}}` is already best for these pairs.
 
 # %% mystnb={"figure": {"caption": "Reliability of both readings. A dot is a bin; its area grows with the number of pairs. On the diagonal the stated probability is the share of true pairs.", "name": "fig-bce-reliability"}, "image": {"alt": "Two reliability diagrams side by side, trained and literal reading, each with the diagonal."}}
 figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.4), sharey=True)
@@ -1040,15 +1032,14 @@ show(figure)
 # %% [markdown]
 # ## What this means in practice
 #
-# - Read probabilities with `probability="bce"`. The literal reading is right only as long as {math}`\tau` and {math}`\tau_{\text{BCE}}` stay together. In the package they start at the same value, so a short run hides the difference.
-# - Rankings and decisions at one half do not depend on the reading. A tuned threshold does.
+# - Read probabilities with `probability="bce"`. The literal reading is the trained one only as long as {math}`\tau = \tau_{\text{BCE}}`. In the package both start at the same value, so a short run hides the difference.
 # - With the cosine head the threshold one half means *cosine zero*, and no temperature can move it. A bias could; the weighted dot product and the bilinear head have one.
-# - The weight {math}`\lambda_{\text{BCE}}` does not appear in the equation that {math}`\tau_{\text{BCE}}` satisfies: no other term touches {math}`\tau_{\text{BCE}}`, so a factor before BCE leaves its best value where it is. The weight acts through the cosines only. There, more weight cannot raise the BCE of the best solution on the training rows, by {eq}`eq-objective-monotone`. That is log loss and not ECE, and it says nothing of new texts.
+# - For given cosines the weight {math}`\lambda_{\text{BCE}}` does not change the best {math}`\tau_{\text{BCE}}`, since no other term depends on it. The weight acts through the cosines. There, more weight cannot raise the BCE of the best solution on the training rows, by {eq}`eq-objective-monotone`. That says nothing of ECE or of new texts.
 #
 # ## Edge cases
 #
 # Padding may hold minus infinity, targets may lie between zero and one, logits may be huge, and a batch may have no real pair.
-# None of this may give a value or a gradient that is not finite.
+# In each case loss and gradients must stay finite.
 
 # %%
 edge = {
@@ -1171,7 +1162,7 @@ paste_table(
 report.close()
 
 # %% [markdown]
-# What this chapter says of each statement of the sources:
+# ## What became of the statements
 #
 # ```{glue:md} bce-outcomes
 # :format: myst
