@@ -810,7 +810,7 @@ leaves = [x[:, :1].clone().requires_grad_() for x in (u, v)]
 steep = torch.cat(grad(bilinear(*leaves, TAU).sum(), leaves), dim=-1).norm()
 checks.equal("heads-lipschitz-bilinear", "autograd", steep, constant, 1e-11, "reached")
 
-# %% mystnb={"figure": {"caption": "Largest difference quotient of a score found by random search, against the smallest length of the text vector (cosine head, left) and against the radius of the ball (bilinear head, right). Lines are the proved bounds; a point above its line would refute it.", "name": "fig-heads-lipschitz"}, "image": {"alt": "Two log-log panels. Points for the cosine head fall with the radius along a line of slope minus one; points for the bilinear head rise along a line of slope one. All points lie on or below the lines."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Largest change of a score per change of its input that random search found, against the smallest length of the text vector (cosine head, left) and against the radius of the ball (bilinear head, right). Lines are the proved bounds; a point above its line would refute it.", "name": "fig-heads-lipschitz"}, "image": {"alt": "Two log-log panels. Points for the cosine head fall with the radius along a line of slope minus one; points for the bilinear head rise along a line of slope one. All points lie on or below the lines."}} tags=["hide-input"]
 radii = np.logspace(-3, 1, 9)
 found_cosine, found_bilinear = [], []
 for size in radii:
@@ -1220,7 +1220,7 @@ checks.at_least("heads-rank-bound", "search", gaps, bounds, 1e-10)
 #
 # GliZNet's encoder reads text and labels together, which can lower the {math}`d` that is needed. That too is the encoder's work.
 
-# %% mystnb={"figure": {"caption": "Largest error of the best found product form for one smooth score, against the dimension. Free embeddings come from a singular value decomposition. Affine ones are the package's projections with random weights, and their head is the best by least squares. The proposition would be refuted if the second line fell to zero.", "name": "fig-heads-universal"}, "image": {"alt": "Error against dimension on a logarithmic scale. The line for free embeddings falls steeply; the line for affine embeddings stays flat."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Largest error for one smooth score, against the dimension. Free embeddings come from a singular value decomposition. Affine embeddings are the package's projections with random weights, scored by the best head (least squares). A second line that fell to zero would refute the proposition.", "name": "fig-heads-universal"}, "image": {"alt": "Error against dimension on a logarithmic scale. The line for free embeddings falls steeply; the line for affine embeddings stays flat."}} tags=["hide-input"]
 points = torch.linspace(-1, 1, 41, dtype=torch.float64)
 target = torch.exp(-4 * (points[:, None] - points[None]) ** 2)
 left, values, right_t = torch.linalg.svd(target)

@@ -889,7 +889,7 @@ checks.at_least("supcon-bound", "search", gaps[:, 0], gaps[:, 1], ROUND, case="t
 checks.equal("supcon-bound", "search", gaps[:, 0], gaps[:, 1], 0.02, case="Adam comes close")
 report.metric("floor/largest_gap", float(np.max(gaps[:, 0] - gaps[:, 1])), unit="nats", n=len(gaps))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Smallest loss over the number of true labels. Lines: the bound for three scales, solid for twenty candidates, dashed for five. Crosses: what gradient descent on vectors reaches through the cosine head. Dotted: the logarithm of the number of true labels. A cross below its line would refute the bound, a cross far above would make it idle.", "name": "fig-supcon-floor"}, "image": {"alt": "Rising curves with a cross on each point; the curves for the largest scale lie on the dotted logarithm, those for the smallest scale well above."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Smallest loss over the number of true labels. Lines: the bound for three scales, solid for twenty candidates, dashed for five. Crosses: what gradient descent on vectors reaches through the cosine head. Dotted: the logarithm of the number of true labels. A cross below its line would refute the bound; a cross far above would show that it is loose.", "name": "fig-supcon-floor"}, "image": {"alt": "Rising curves with a cross on each point; the curves for the largest scale lie on the dotted logarithm, those for the smallest scale well above."}}
 figure, axis = plt.subplots(figsize=(5.5, 4))
 names = {0.5: "τ = 0.5", 2.0: "τ = 2", START: "τ = e², the start"}
 for (tau, name), colour in zip(names.items(), ("card", "accent", "math"), strict=True):
@@ -1653,7 +1653,7 @@ checks.equal(
     "supcon-ovn", "exact", [CARD.margin, CARD.contrastive_weight], [0.5, 0.5], case="preset"
 )
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The margin. Above: how hard a true label is pushed, over its lead on the smooth maximum of its rivals; lines are the formula, dots are autograd, circles mark half the push. Below: a true label at zero against two rivals; below each line it keeps more than half of the mass. Thin lines: the largest rival alone.", "name": "fig-supcon-margin"}, "image": {"alt": "Above, three falling sigmoid curves shifted to the right by the margin. Below, three nested curved boundaries that move to the lower left as the margin grows."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The margin. Above: how hard a true label is pushed, over its lead on the smooth maximum of its rivals, for several margins; lines are the formula, dots are autograd, circles mark half the push. Below: a true label with score zero against two rivals, whose scores are the axes; below each line it keeps more than half of the mass. Thin lines: the largest rival alone.", "name": "fig-supcon-margin"}, "image": {"alt": "Above, three falling sigmoid curves shifted to the right by the margin. Below, three nested curved boundaries that move to the lower left as the margin grows."}}
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6))
 leads = np.linspace(-5, 6, 200)
 for m, colour in zip(MARGINS, ("math", "card", "published"), strict=True):
