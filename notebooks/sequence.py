@@ -13,12 +13,26 @@
 # %% [markdown]
 # # Problem and sequence
 #
-# How do a text and all its candidate labels become one input, and what does the model lose or gain by that?
+# How do a text and all its candidate labels become one input?
+# And what does the score of a label then depend on?
 #
-# This chapter covers §1, §2 and §3 of the mathematics document, and the tokenizer and the window of the model card {cite}`kameni2025gliznet`.
-# The code is `gliznet/tokenizer.py`; the encoder is called in `gliznet/model.py`.
-# {doc}`../notation` has the symbols.
-# The next chapters start where this one ends: at the hidden states $h_i$ and the mask $m_i$.
+# GliZNet writes the text first and every label behind it, each closed by the new token `[LAB]`:
+#
+# ```text
+# [CLS] rain all day [SEP] weather [LAB] sport [LAB]
+# ```
+#
+# The encoder reads this line once and scores all its labels.
+# This chapter finds:
+#
+# - **One pass is the gain.** The text is read once, whatever the number of labels.
+# - **Interaction has a price.** A label can react to its rivals only because its score depends on them. It depends on their order as well. Without its rivals, the cosine of a label moves by up to {glue:text}`seq_company:s` in the untrained encoder of this page.
+# - **The growth is stated the wrong way round.** In the number of labels, attention grows linearly for a cross-encoder and quadratically for GliZNet.
+# - **The label mask does not say what is text.** It is zero on the text and on all control tokens.
+# - **The card contradicts itself.** Its maximum of 512 tokens leaves no room for the 1,024 label tokens that it mentions.
+#
+# It covers §1, §2 and §3 of the mathematics document, "the source" on this page, and the tokenizer and the window of the model card {cite}`kameni2025gliznet`.
+# The code is `gliznet/tokenizer.py`; {doc}`../notation` has the symbols.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -105,24 +119,17 @@ def cosines(text, labels):
 # \hat{\mathcal{Y}} = \{\, l_j : p_j \ge \delta,\; 1 \le j \le K \,\} \subseteq \{l_1, \dots, l_K\}
 # ```
 #
-# Each label is compared with $\delta$ on its own, so every one of the $2^K$ subsets is a possible answer, the empty one included.
-# The source writes $\mathcal{L}$ for the candidates, and the same letter later for the loss.
-# This book keeps $\mathcal{L}$ for the loss.
+# Any of the $2^K$ subsets can be the answer, the empty one included.
 #
-# **Two words that need care.**
-# The source calls the candidates a *set* and asks for *independent* decisions.
-# The set is numbered, and the source does not say whether the numbering matters; it does.
-# The decisions are independent once the $p_j$ are there, but the $p_j$ are not.
+# The source calls the candidates a *set* and the decisions *independent*.
+# Only the comparisons with $\delta$ are independent.
 #
 # **Proposition.** The scores are a function of the *list* $(l_1, \dots, l_K)$, and the score of one label depends on the others.
 #
 # *Proof.* One counter-example suffices.
-# The sequence below puts the labels one after the other, and the encoder knows positions.
-# Turning the list around changes the position of each label, and the scores change.
-# Taking a label out shortens what the other labels attend to, and their scores change as well.
-# The cell below shows both. ∎
-#
-# That is the price of the interaction that §2.1 praises: a label can react to its rivals only if its score depends on them.
+# Turning the list around changes the position of each label, and the encoder knows positions.
+# Taking a label out changes what the other labels attend to.
+# The next cell does both, and the scores change. ∎
 
 # %% tags=["hide-input"]
 pipeline = ZeroShotClassificationPipeline(model, tokenizer)
@@ -151,9 +158,8 @@ paste("seq_moved", f"{largest_move:.1g}")
 paste("seq_company", f"{largest_company:.1g}")
 
 # %% [markdown]
-# With the encoder of this page, and no training, the cosine of a text and a label moves by up to {glue:text}`seq_moved:s` when the labels are listed backwards.
-# It moves by up to {glue:text}`seq_company:s` when the label stands alone.
-# A score far from the threshold survives that; one close to it may not.
+# A cosine changes by up to {glue:text}`seq_moved:s` when the labels are listed backwards, and by up to {glue:text}`seq_company:s` when a label stands alone.
+# A decision survives that only if its score is far from the threshold.
 #
 # ## The sequence
 #
@@ -166,17 +172,18 @@ paste("seq_company", f"{largest_company:.1g}")
 # \mathrm{seq} = \texttt{[CLS]} \oplus T_x \oplus \texttt{[SEP]} \oplus \bigoplus_{j=1}^{K} \left( T_{l_j} \oplus \texttt{[LAB]} \right)
 # ```
 #
-# Counting its parts gives its length, and the number of its rows in a batch is one per text, whatever $K$ is:
+# Counting its parts gives its length:
 #
 # ```{math}
 # :label: eq-sequence-length
 # L = 2 + n_x + \sum_{j=1}^{K} (n_j + 1)
 # ```
 #
-# `[CLS]` and `[SEP]` are whatever the backbone calls its start and its separator; RoBERTa calls them `<s>` and `</s>`.
-# `[LAB]` is new, and it costs one row of the embedding table (the next chapter counts it).
+# A batch has one such row per text, whatever $K$ is.
+# `[CLS]` and `[SEP]` stand for the start and the separator of the backbone; RoBERTa calls them `<s>` and `</s>`.
+# `[LAB]` is new and costs one row of the embedding table.
 #
-# The package builds it here:
+# The package builds the sequence here:
 
 # %% tags=["hide-output"]
 print(inspect.getsource(GliZNETTokenizer.__call__))
@@ -184,15 +191,14 @@ print(inspect.getsource(GliZNETTokenizer.__call__))
 # %% [markdown]
 # ### Three kinds of tokens
 #
-# Nothing above depends on what a token is, so the checks run over the three kinds of tokenizer that current encoders have.
+# The checks run over the three kinds of tokenizer that current encoders have.
 #
 # - **WordPiece**, the real one of the embedded MiniLM {cite}`wang2020minilm`. It lowers the case and marks a continued word with `##`.
 # - **Unigram**, the SentencePiece model of DeBERTa-v3 {cite}`he2021debertav3`. It marks the start of a word with `▁`.
 # - **Byte-level BPE**, as RoBERTa and ModernBERT have it. It marks a space with `Ġ`.
 #
-# The last two are trained on texts of the shipped corpus in the next cell, because their real vocabularies are not at hand.
-# They are small, so they cut words into more pieces than the real ones do.
-# Their rules are the real ones.
+# The real vocabularies of the last two are not at hand.
+# The next cell trains small ones on texts of the shipped corpus: the rules are the real ones, but words fall into more pieces.
 
 # %% tags=["hide-input"]
 BERT_TOKENS = {
@@ -262,9 +268,8 @@ pd.DataFrame(
 # %% [markdown]
 # ### The sequence, position by position
 #
-# The next function is the definition read aloud: one position at a time, from a tokenizer that never saw `[LAB]`.
-# It also writes the mask of the next section, and it shortens the text one token at a time until the sequence fits.
-# It shares no line with the package.
+# The next function follows the definition, with a tokenizer that never saw `[LAB]`.
+# It also writes the mask of the next section, and drops text tokens one by one until the sequence fits.
 
 
 # %%
@@ -359,12 +364,9 @@ paste("seq_shortened", f"{shortened:,}")
 #
 # ### The picture
 #
-# One text of the corpus with four candidates, under the three tokenizers.
-# The number below a token is its mask value.
-# Dark tokens are control tokens.
 # A single coloured token outside its label, or a label that does not end at a `[LAB]`, would refute the construction.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One text and four labels as three tokenizers see them. Dark: control tokens. White: text. Coloured: the tokens of one label each. Below each token stands its mask value.", "name": "fig-sequence-strip"}, "image": {"alt": "Three strips of token boxes. Each begins with a dark CLS box, white text boxes follow, then a dark SEP box, then four coloured groups numbered one to four, each closed by a dark LAB box numbered zero."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One text and four labels as three tokenizers see them. Dark: control tokens. White: text. Coloured: the tokens of one label each. The number below a token is its mask value.", "name": "fig-sequence-strip"}, "image": {"alt": "Three strips of token boxes. Each begins with a dark CLS box, white text boxes follow, then a dark SEP box, then four coloured groups numbered one to four, each closed by a dark LAB box numbered zero."}}
 story = min(examples, key=lambda example: len(example.text))
 story_labels = [*story.labels[:2], story.labels[4], story.not_labels[3]]
 TINTS = ["white", "#bfdcf0", "#fbd3b4", "#b5e3d3", "#f0d4e3"]
@@ -414,7 +416,12 @@ show(figure)
 # ```
 #
 # Otherwise means: text, `[CLS]`, `[SEP]`, `[LAB]`, and padding in a batch.
-# Let $\mathcal{T}_j = \{i : m_i = j\}$ be the positions of label $j$, let $a_i$ be one on real tokens and zero on padding, and let $s = n_x + 2$ be the position of `[SEP]`, counted from one.
+#
+# Three more symbols, with positions counted from one:
+#
+# - $\mathcal{T}_j = \{i : m_i = j\}$ are the positions of label $j$, and $i_j$ is the position of the `[LAB]` that closes it.
+# - $a_i$ is one on real tokens and zero on padding.
+# - $s = n_x + 2$ is the position of `[SEP]`.
 #
 # **Proposition 1, what the zero hides.** Among the real tokens the zeros are the text *and* every control token:
 #
@@ -426,9 +433,9 @@ show(figure)
 # \end{gathered}
 # ```
 #
-# Here $i_j$ is the position of the `[LAB]` that closes label $j$.
 # So the mask alone cannot say which zeros are text.
-# The attention of math §6.2, which names exactly this set its text, therefore reads $K + 2$ control tokens too; the package excludes them by their ids.
+# Yet math §6.2 takes exactly this set for the text, and its attention reads $K + 2$ control tokens too.
+# The package excludes them by their ids.
 #
 # **Proposition 2, where the `[LAB]` tokens are.** Each $\mathcal{T}_j$ is a run of neighbouring positions, none is empty, and
 #
@@ -440,8 +447,8 @@ show(figure)
 # *Proof.* The tokens of a label stand together and the next position holds its `[LAB]`, by {eq}`eq-sequence-construction`.
 # A label without a token would leave $\mathcal{T}_j$ empty; the package refuses it. ∎
 #
-# So the mask hides the `[LAB]` positions only at first sight: they follow from it.
-# The package finds them by their id instead, as the $j$-th occurrence; the check shows that both are the same.
+# So the `[LAB]` positions follow from the mask, although it is zero there.
+# The package takes the $j$-th occurrence of the id instead, which is the same position.
 
 # %% tags=["hide-input"]
 counts, wanted_counts, text_counts = [], [], []
@@ -521,9 +528,9 @@ paste_table(
 # ```
 #
 # **What the mask does to gradients.** The source says that the mask controls the flow of gradients.
-# It does so in one place.
+# That is true in one place.
 # The mean over a label's tokens passes its gradient to the positions of $\mathcal{T}_j$ and to no other.
-# Behind that, the encoder spreads it: every token of the sequence gets a share.
+# Below that, the encoder spreads it over the other tokens too.
 # The next cell looks at both places.
 
 # %% tags=["hide-input"]
@@ -570,11 +577,11 @@ paste("seq_reached", f"{reached:.0%}")
 # *Proof.* The first `[SEP]` is the one that the construction wrote, because no token of a text is a control token.
 # The rest is the definition of the mask. ∎
 #
-# The proof has one premise, and it is not automatic.
-# A text may *spell* a control token.
-# A tokenizer that is asked politely turns the characters `[LAB]` into the control token, and then a text can add a label to its own candidate set.
-# The package tokenises them as plain characters.
-# The check below reads everything back, and shows what the careless way does.
+# That premise does not hold by itself, because a text may *spell* a control token.
+# By default a tokenizer turns the characters `[LAB]` into the control token.
+# A text could then add a label to its own candidate set.
+# The package therefore tokenises such characters as plain text.
+# The next cell reads everything back, and shows what happens without this care.
 
 # %% tags=["hide-input"]
 for kind, one in wrapped.items():
@@ -621,17 +628,17 @@ twin_tokens = [twins["input_ids"][0][twins["lmask"][0] == j].tolist() for j in (
 assert twin_tokens[0] == twin_tokens[1]
 
 # %% [markdown]
-# Strings come back as well from the Unigram and the byte-level tokenizer, up to outer blanks.
-# For Unigram that needs a vocabulary with every character; what it does not know becomes `[UNK]`.
-# WordPiece loses case and accents, so there the tokens come back and the string does not.
+# The Unigram and the byte-level tokenizer give back the strings as well, up to outer blanks.
+# WordPiece loses case and accents, so it gives back the tokens but not the string.
 # Two labels that differ by case only, such as *Apple* and *apple*, are the same tokens to it; nothing but their position tells them apart.
 #
 # ## The window
 #
 # Let a sequence have at most $W$ tokens.
-# For BERT the table of positions sets the limit; relative positions, as in DeBERTa-v3, set none, and $W$ is a choice.
-# The source is silent on longer texts; the package has one rule.
-# Labels are never dropped, and the end of the text is.
+# For BERT the table of positions sets this limit.
+# DeBERTa-v3 has relative positions, which set none; there $W$ is a choice.
+# The source is silent on longer texts.
+# The package has one rule: it keeps every label and cuts the end of the text.
 #
 # **Proposition.** With $\Lambda = \sum_j (n_j + 1)$, the tokens that the labels take, the kept text is
 #
@@ -640,7 +647,7 @@ assert twin_tokens[0] == twin_tokens[1]
 # T_x^{\text{kept}} = (t_1, \dots, t_r), \qquad r = \min(n_x,\; W - 2 - \Lambda)
 # ```
 #
-# and $n_x - r$ tokens are reported as cut.
+# where $t_1, t_2, \dots$ are the tokens of the text, and $n_x - r$ tokens are reported as cut.
 # The labels fit as long as
 #
 # ```{math}
@@ -648,13 +655,13 @@ assert twin_tokens[0] == twin_tokens[1]
 # \Lambda \le W - 2 - \min(1, n_x)
 # ```
 #
-# and the package raises `WindowError` otherwise, because a sequence without its text scores nothing.
+# and the package raises `WindowError` otherwise, because nothing can be scored without the text.
 #
 # *Proof.* The sequence has $2 + r + \Lambda$ tokens by {eq}`eq-sequence-length`.
-# The largest $r \le n_x$ with $2 + r + \Lambda \le W$ is the one above, and it is at least one, for a text with a token, exactly under {eq}`eq-sequence-budget`. ∎
+# The largest $r \le n_x$ with $2 + r + \Lambda \le W$ is the one above.
+# For a text with a token it is at least one exactly under {eq}`eq-sequence-budget`. ∎
 #
-# The loop above has checked the first equation already: it drops tokens one by one and counts.
-# The next cell goes through every window around the edge, for a long and for an empty text.
+# The next cell tries every window around the edge, for a long and for an empty text.
 
 # %% tags=["hide-input"]
 kept, computed, fits, expected_fits, front = [], [], [], [], []
@@ -686,9 +693,8 @@ checks.rejects("sequence-truncation", "the start of the text is cut", kept, fron
 # ### 512 against 1,024
 #
 # The card states a maximum of 512 tokens for the sequence, and says that results are best when all labels fit within 1,024.
-# With that maximum, {eq}`eq-sequence-budget` leaves the labels $W - 3$ tokens, `[LAB]` included, whenever the text has a token.
-# The card's backbone could read more, so one of the two numbers may be a slip.
-# The next cell builds label sets of exactly $W - 3$ tokens and of one token more.
+# With $W = 512$, {eq}`eq-sequence-budget` leaves the labels $W - 3$ tokens, `[LAB]` included, whenever the text has a token.
+# The next cell tries label sets of that size and of one token more.
 
 # %% tags=["hide-input"]
 one = wrapped["WordPiece"]
@@ -728,12 +734,11 @@ pd.DataFrame({"labels beside a median text of the corpus": room})
 
 # %% [markdown]
 # The largest set that fits takes {glue:text}`seq_budget:s` tokens.
-# A set of 1,024 is {glue:text}`seq_excess:s` too many for the maximum that the same card states.
-# A label of the corpus has {glue:text}`seq_label_tokens:s` tokens on average, a text {glue:text}`seq_text_tokens:s` in the median.
+# A set of 1,024 is {glue:text}`seq_excess:s` too many.
+# For comparison, a label of the corpus has {glue:text}`seq_label_tokens:s` tokens on average and a text {glue:text}`seq_text_tokens:s` in the median.
 #
-# The card's advice to split very large label sets works: `max_labels_per_pass` does it.
-# It has a price that the card does not name.
-# Labels of different passes do not see each other, so the scores are not those of one pass.
+# The card advises to split very large label sets; `max_labels_per_pass` does it.
+# The card does not name the price: labels of different passes do not see each other, so the scores are not those of one pass.
 
 # %% tags=["hide-input"]
 gap, in_passes, in_parts = [], [], []
@@ -755,10 +760,10 @@ paste("seq_batching", f"{max(gap):.1g}")
 # ## What one pass costs in the number of labels
 #
 # The source says that GliZNet is linear in the number of labels and that cross-encoders are quadratic.
-# Count the work in two units: passes through the encoder, and ordered pairs of tokens that attend to each other in one layer.
-# A cross-encoder reads `[CLS]` text `[SEP]` label (math §11.2), once per label; with a closing `[SEP]`, as real ones have it, it is one token more.
+# Count passes through the encoder, and ordered pairs of tokens that attend to each other in one layer.
+# A cross-encoder reads `[CLS]` text `[SEP]` label, once per label (math §11.2); real ones add a closing `[SEP]`.
 #
-# **Proposition.** The pairs of the cross-encoder and of GliZNet are
+# **Proposition.** The pairs of the cross-encoder, $C$, and of GliZNet, $A$, are
 #
 # ```{math}
 # :label: eq-sequence-pairs
@@ -771,12 +776,11 @@ paste("seq_batching", f"{max(gap):.1g}")
 # With equal $n_j$, $C(K) = K (2 + n_x + n)^2$ is linear in $K$.
 # $A(K) = (2 + n_x + K (n + 1))^2$ is a quadratic polynomial with leading coefficient $(n + 1)^2$. ∎
 #
-# So the sentence has it the wrong way round.
-# The cross-encoder is linear in every unit: $K$ passes, $K$ times as many pairs.
-# GliZNet needs one pass, a number of tokens linear in $K$, and a number of pairs that is *quadratic* in $K$ once the labels outweigh the text.
-# What makes GliZNet cheap is not the order of growth.
-# It is that the text is read once instead of $K$ times.
-# The chapter on costs weighs both terms and finds where one overtakes the other.
+# So the source has it the wrong way round.
+# The cross-encoder is linear in both units: $K$ passes, $K$ times as many pairs.
+# GliZNet needs one pass, but its pairs grow *quadratically* in $K$ once the labels outweigh the text.
+# GliZNet is cheap because it reads the text once instead of $K$ times.
+# {doc}`costs` finds where one overtakes the other.
 
 # %% tags=["hide-input"]
 n, n_x, k = sympy.symbols("n n_x K", positive=True)
@@ -844,8 +848,8 @@ axis.legend(frameon=False, fontsize=9)
 show(figure)
 
 # %% [markdown]
-# From {glue:text}`seq_double_from:s` labels to double that number the cross-encoder's pairs grow by a factor of {glue:text}`seq_double_cross:s`, GliZNet's by {glue:text}`seq_double_joint:s`.
-# A linear growth has a factor of two, a quadratic one of four.
+# From {glue:text}`seq_double_from:s` labels to double that number, the cross-encoder's pairs grow by a factor of {glue:text}`seq_double_cross:s` and GliZNet's by {glue:text}`seq_double_joint:s`.
+# Linear growth would give two, quadratic growth four.
 #
 # ## The encoder
 #
@@ -940,7 +944,8 @@ with torch.no_grad():
 # %% [markdown]
 # **What a hidden state knows.** The source states that, because of self-attention, each hidden state carries information about the whole sequence.
 # Take one attention head first.
-# Let $x_i \in \mathbb{R}^d$ be its inputs, $q_i = W_q x_i$, $k_i = W_k x_i$, $v_i = W_v x_i$, let $\alpha_{i,i'}$ be the softmax over $i'$ of $s_{i,i'} = \langle q_i, k_{i'} \rangle / \sqrt{d}$, and $o_i = \sum_{i'} \alpha_{i,i'} v_{i'}$.
+# Let $x_i \in \mathbb{R}^d$ be its inputs, and let $W_q, W_k, W_v$ give queries $q_i = W_q x_i$, keys $k_i = W_k x_i$ and values $v_i = W_v x_i$.
+# Its weights $\alpha_{i,i'}$ are the softmax over $i'$ of $s_{i,i'} = \langle q_i, k_{i'} \rangle / \sqrt{d}$, and its output is $o_i = \sum_{i'} \alpha_{i,i'} v_{i'}$.
 #
 # **Proposition.** For two different positions $i \ne i'$
 #
@@ -957,9 +962,10 @@ with torch.no_grad():
 # The weight $\alpha_{i,i'}$ of a softmax is positive.
 # The second term in the bracket has rank one at most, so it cannot cancel a $W_v$ of higher rank. ∎
 #
-# A whole encoder with smooth activations is an analytic function of its weights.
-# Its derivative at any pair of positions is therefore zero for almost no choice of weights, provided that it is not zero for all.
-# It is not: with every other part switched off by zero weights, the residual path carries the one head's derivative to the end.
+# Now the whole encoder.
+# With smooth activations it is an analytic function of its weights.
+# So its derivative at a pair of positions is zero for almost no choice of weights, unless it is zero for all.
+# It is not zero for all: set every other part to zero, and the residual path carries the derivative of one head to the end.
 # So, for almost all weights of an encoder with full attention and for its real positions $i$,
 #
 # ```{math}
@@ -1070,9 +1076,9 @@ for T in (2, 3):
         )
 
 # %% [markdown]
-# Now the encoder of this page, on the sequence of the first figure.
-# For each position $i$ a random direction $u$ is drawn, and $u^{\top} \partial h_i / \partial x_{i'}$ is computed for all $i'$ at once by automatic differentiation.
-# Its product with a random direction at $i'$ is compared with central differences.
+# The next cell tests this with the encoder of this page, on the sequence of the first figure.
+# For each position $i$ it differentiates $h_i$ along a random direction by all inputs at once.
+# Central differences confirm it.
 
 # %% tags=["hide-input"]
 
@@ -1179,18 +1185,19 @@ for axis, sizes in zip(axes, (strength[real][:, real], reach), strict=True):
 show(figure)
 
 # %% [markdown]
-# Every real position depends on every other, text on labels and labels on each other; padding has no influence at all.
+# Every real position depends on every other, text on labels and labels on each other.
+# Padding has no influence at all.
+#
 # The premise is full attention.
 # With two layers of windowed attention alone, only {glue:text}`seq_windowed:s` of the pairs are connected.
 # ModernBERT mixes such layers with full ones; in the check its hidden states depend on everything.
 #
 # To depend on a token is not to represent its meaning.
-# The derivative says that the information *can* arrive; whether it is used is learnt.
+# The information *can* arrive; training decides whether it is used.
 #
-# Math §11.2 compares this with two peers.
-# A cross-encoder reads one label per sequence, and a dual encoder reads text and label apart.
-# The next cell builds both sequences over the same encoder and takes the cosine of two mean states as the score.
-# It scores each label of a set in one batch and alone.
+# Math §11.2 compares this with two peers: a cross-encoder, which reads one label per sequence, and a dual encoder, which reads text and label apart.
+# The next cell runs both over the same encoder, each label of a set in one batch and alone.
+# The score is the cosine of two mean states.
 
 # %% tags=["hide-input"]
 
@@ -1232,15 +1239,15 @@ for name, scores in together.items():
     checks.equal("sequence-context", "exact", found, single_scores, 1e-10, case=f"{name}, rivals")
 
 # %% [markdown]
-# The scores of both peers do not change with the rivals; GliZNet's do, as the first cell of this page has shown.
+# The scores of both peers do not change with the rivals; GliZNet's do.
 #
 # ## What it means in practice
 #
-# - Write labels in a fixed order. The scores of two runs are comparable only if the candidates stand in the same order.
+# - Keep the labels in a fixed order. The scores of two runs are comparable only if the candidates stand in the same order.
 # - Compare scores within one candidate set. Adding a label changes the others.
-# - Keep labels short. Each one takes its tokens and a `[LAB]` away from the text, and the end of the text is what goes.
+# - Keep labels short. Each one takes its tokens and a `[LAB]` away from the text, whose end is cut.
 # - Read `truncated_tokens`. A text that lost its end still gets scores.
-# - Splitting a large label set is possible and changes the scores.
+# - Split a large label set only if you must: splitting changes the scores.
 #
 # ## Edge cases
 #
