@@ -13,13 +13,19 @@
 # %% [markdown]
 # # Encoding and the two spaces
 #
-# Between the encoder and the scores stand two small layers, one for the text and one for the labels.
+# Between the encoder and the scores stand two small linear layers, one for the text and one for the labels.
 # What can they express, how should they start, and how many parameters are they?
 #
-# This chapter covers §4, §9.2 and §12.3 of the mathematics document, and the sizes that the model card states {cite}`kameni2025gliznet`.
-# The code is the function `projection` in `gliznet/layers.py` and the constructor in `gliznet/model.py`.
-# The chapter before made the hidden states $h_i$; the chapters after it pool and score what comes out here.
-# {doc}`../notation` has the symbols.
+# This chapter finds:
+#
+# - **Start from the identity.** Two random maps erase what the encoder knows about a text and its label.
+# - **Two maps can do what one cannot.** With one shared map, if text *cheap* speaks for label *complaint*, then text *complaint* speaks for label *cheap*.
+# - **Equal dimensions are enough for dot products, not for cosines.** The source calls $d_p = d_h$ the maximum capacity. That holds for dot products without biases; under the cosine head the scores grow richer until $d_p = 2 d_h + 1$.
+# - **A bilinear head on two linear projections adds no new scores** beyond a bias.
+# - **The layers are small** beside the encoder. The source's estimates of their size are right to leading order.
+#
+# It covers §4, §9.2 and §12.3 of the mathematics document, "the source" on this page, and the sizes that the model card states {cite}`kameni2025gliznet`.
+# The code is `projection` in `gliznet/layers.py` and the constructor in `gliznet/model.py`; {doc}`../notation` has the symbols.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -90,25 +96,27 @@ def build(d_h, d_p=None, spread=True, **fields):
 # %% [markdown]
 # ## The two projections
 #
-# **Definition.** Let $h_i \in \mathbb{R}^{d_h}$ be a hidden state, and $W \in \mathbb{R}^{d_p \times d_h}$ and $b \in \mathbb{R}^{d_p}$ a weight and a bias, one pair for the text and another for the labels.
-# With $p \in [0, 1)$ for the dropout rate,
+# **Definition.** Let $h_i \in \mathbb{R}^{d_h}$ be a hidden state.
+# The text and the labels each have a weight $W \in \mathbb{R}^{d_p \times d_h}$ and a bias $b \in \mathbb{R}^{d_p}$.
+# With the dropout rate $p \in [0, 1)$,
 #
 # ```{math}
 # :label: eq-projections-linear
 # z_i^{\text{text}} = \mathrm{Dropout}_p(W_{\text{text}}\, h_i + b_{\text{text}}), \qquad z_i^{\text{label}} = \mathrm{Dropout}_p(W_{\text{label}}\, h_i + b_{\text{label}})
 # ```
 #
-# Both act on every position; which positions count as text and which as label is decided later.
+# Both act on every position.
 # There is one option, a layer normalisation.
-# For $u = W h + b$ let $\mu = \frac{1}{d} \sum_k u_k$ and $v = \frac{1}{d} \sum_k (u_k - \mu)^2$ with $d = d_p$, and let $\gamma, \beta \in \mathbb{R}^{d}$ be learnt and $\varepsilon$ a small constant:
+# Let $u = W h + b$ and $d = d_p$, with the mean $\mu = \frac{1}{d} \sum_k u_k$ and the variance $v = \frac{1}{d} \sum_k (u_k - \mu)^2$.
+# Let $\gamma, \beta \in \mathbb{R}^{d}$ be learnt and $\varepsilon$ a small constant:
 #
 # ```{math}
 # :label: eq-projections-layernorm
 # \mathrm{LN}(u) = \gamma \odot \hat u + \beta, \qquad \hat u = \frac{u - \mu \mathbf{1}}{\sqrt{v + \varepsilon}}
 # ```
 #
-# The source writes this option without the dropout that its first line has.
-# It also recommends dropout in general (§12.3), so the two lines are read together here: $z = \mathrm{Dropout}_p(\mathrm{LN}(W h + b))$.
+# The source writes this option without dropout, and recommends dropout in general (§12.3).
+# So we read both together: $z = \mathrm{Dropout}_p(\mathrm{LN}(W h + b))$.
 # At $p = 0$, the default of the package, both readings are the same.
 #
 # All of it is one function:
@@ -117,10 +125,11 @@ def build(d_h, d_p=None, spread=True, **fields):
 print(inspect.getsource(projection))
 
 # %% [markdown]
-# The loop below is the definition, number by number.
 # The third value, `projection="identity"`, leaves the hidden states alone.
 # So does the start that the package gives to a linear projection: $W$ is the identity and $b$ is zero.
 # Both need $d_p = d_h$.
+#
+# The loop below is the definition, number by number.
 
 
 # %%
@@ -190,7 +199,7 @@ except ValueError as error:
 # %% [markdown]
 # ## What a layer normalisation does to the space
 #
-# **Proposition.** For $\hat u$ of {eq}`eq-projections-layernorm`
+# **Proposition.** For $\hat u$ of {eq}`eq-projections-layernorm`, with $\delta_{ik}$ one for $i = k$ and zero otherwise,
 #
 # ```{math}
 # :label: eq-projections-sphere
@@ -202,15 +211,16 @@ except ValueError as error:
 # \frac{\partial \hat u_i}{\partial u_k} = \frac{1}{\sqrt{v + \varepsilon}} \left( \delta_{ik} - \frac{1}{d} - \frac{\hat u_i \hat u_k}{d} \right)
 # ```
 #
-# *Proof.* The first line is the definition of $\mu$ and $v$, with $s = \sqrt{v + \varepsilon}$: $\sum_k (u_k - \mu) = 0$ and $\sum_k (u_k - \mu)^2 / s^2 = d v / s^2$.
+# *Proof.* Let $s = \sqrt{v + \varepsilon}$.
+# The first line is the definition of $\mu$ and $v$: $\sum_k (u_k - \mu) = 0$ and $\sum_k (u_k - \mu)^2 / s^2 = d v / s^2$.
 # For the second, $\partial \mu / \partial u_k = 1/d$.
 # Further $\partial v / \partial u_k = \frac{2}{d} \sum_l (u_l - \mu)(\delta_{lk} - \frac{1}{d}) = \frac{2}{d} (u_k - \mu)$, so $\partial s / \partial u_k = (u_k - \mu) / (d s) = \hat u_k / d$.
 # The quotient rule gives $\left(\delta_{ik} - \frac{1}{d}\right) / s - \hat u_i (\partial s / \partial u_k) / s$, which is the claim. ∎
 #
-# Three things follow.
+# Consequences:
 #
-# - With $\gamma = \mathbf{1}$ and $\beta = 0$ all vectors have nearly the same length $\sqrt{d}$, and one dimension is lost. A dot product of two of them is $d$ times the correlation of their entries.
-# - The derivative is zero along $\mathbf{1}$ and nearly zero along $\hat u$: a common factor of $W$ and $b$ has no effect but through $\varepsilon$.
+# - With $\gamma = \mathbf{1}$ and $\beta = 0$ all vectors have nearly the same length $\sqrt{d}$, and one dimension is lost. A dot product of two of them is nearly $d$ times the correlation of their entries.
+# - The derivative is zero along $\mathbf{1}$ and nearly zero along $\hat u$. So multiplying $W$ and $b$ by a common factor changes almost nothing.
 # - Attention by dot products (math §6.3) has scores up to $d / \tau_{\text{attn}}$ in size, since a mean of such vectors is no longer than they are.
 
 # %% tags=["hide-input"]
@@ -282,7 +292,7 @@ for n in (2, 3, 4):
 # %% [markdown]
 # ## Dropout
 #
-# **Proposition.** For $z = \mathrm{Dropout}_p(u)$ in training, with independent masks for $z$ and another $z'$,
+# **Proposition.** Let $z = \mathrm{Dropout}_p(u)$ and $z' = \mathrm{Dropout}_p(u')$ in training, with independent masks. Then
 #
 # ```{math}
 # :label: eq-projections-dropout
@@ -293,9 +303,8 @@ for n in (2, 3, 4):
 # So $\mathbb{E}[z_k] = (1 - p)\, u_k / (1 - p)$ and $\mathbb{E}[z_k^2] = (1 - p)\, u_k^2 / (1 - p)^2$. ∎
 #
 # Dot products are right on average.
-# Lengths are not: they grow by $1 / \sqrt{1 - p}$.
-# A cosine therefore shrinks in training, roughly by $1 - p$ when both sides are dropped, and regains its size in evaluation.
-# At $p = 1$ the factor $1 / (1 - p)$ does not exist, which is why the range of $p$ excludes it.
+# Lengths are not: they grow by the factor $1 / \sqrt{1 - p}$.
+# A cosine therefore shrinks in training, roughly by the factor $1 - p$ when both sides are dropped, and regains its size in evaluation.
 
 # %% tags=["hide-input"]
 p, u = 0.3, normal(4)
@@ -372,11 +381,11 @@ for rate in (0.1, 0.3, 0.5):
 pd.DataFrame({"cosine in training, relative": shrink, "1 - p": {r: 1 - r for r in shrink}}).round(3)
 
 # %% [markdown]
-# If the normalised line were used as printed, without dropout, then the text and label vectors of a training step at `projection_dropout=0.3` would differ from ours by a relative {glue:text}`proj_ln_gap:s`.
+# Used as printed, without dropout, the normalised line would give other vectors than ours in a training step: at `projection_dropout=0.3` they differ by a relative {glue:text}`proj_ln_gap:s`.
 #
 # ## Projecting before or after the mean
 #
-# The model projects every position and then averages: over a label's tokens (math §5.1) or with attention weights over the text (math §6.2).
+# The model projects every position and then averages: over a label's tokens (math §5.1), or with attention weights over the text (math §6.2).
 #
 # **Proposition.** For weights with $\sum_i \alpha_i = 1$ and without layer normalisation and dropout,
 #
@@ -387,8 +396,8 @@ pd.DataFrame({"cosine in training, relative": shrink, "1 - p": {r: 1 - r for r i
 #
 # *Proof.* The sum is linear, and $\sum_i \alpha_i b = b$. ∎
 #
-# So, once the weights are fixed, a score is a function of two averaged hidden states $\bar h$ (text) and $\bar g$ (label).
-# With layer normalisation it is not: that step is not linear, and the check rejects the exchange.
+# So, for fixed weights, a score is a function of two averaged hidden states, $\bar h$ of the text and $\bar g$ of the label.
+# Layer normalisation is not linear, so with it this fails.
 
 # %% tags=["hide-input"]
 found, exchanged, wrong, by_autograd, expected = [], [], [], [], []
@@ -443,7 +452,11 @@ for n in (2, 3, 4):
 # %% [markdown]
 # ## What two maps can express and one cannot
 #
-# Write $\tilde h = (\bar h, 1)$ and $\tilde g = (\bar g, 1)$ for the averaged states of text and label.
+# Suppose that *cheap* in a text speaks for the label *complaint*.
+# Must *complaint* in a text then speak for the label *cheap*?
+# With one shared map it must; with two it need not.
+#
+# Write $\tilde h = (\bar h, 1)$ and $\tilde g = (\bar g, 1)$ for the averaged states of text and label, each with a one for the bias.
 #
 # **Proposition.** Under the linear projections a dot product of the two spaces is bilinear:
 #
@@ -452,27 +465,22 @@ for n in (2, 3, 4):
 # \langle W_{\text{text}} \bar h + b_{\text{text}},\; W_{\text{label}} \bar g + b_{\text{label}} \rangle = \tilde h^{\top} M \tilde g, \qquad M = [W_{\text{text}}\; b_{\text{text}}]^{\top} [W_{\text{label}}\; b_{\text{label}}]
 # ```
 #
-# and the matrices that can occur are
+# With $n = d_h + 1$, the matrices that can occur are, for two maps on the left and for one shared map on the right,
 #
 # ```{math}
 # :label: eq-projections-rank
 # \{ A^{\top} B : A, B \in \mathbb{R}^{d_p \times n} \} = \{ M : \operatorname{rank} M \le d_p \}, \qquad \{ A^{\top} A \} = \{ M : M = M^{\top} \succeq 0,\; \operatorname{rank} M \le d_p \}
 # ```
 #
-# with $n = d_h + 1$: two maps on the left, one shared map on the right.
-#
 # *Proof.* The first claim is $[W\; b]\, \tilde h = W \bar h + b$.
 # A product through $\mathbb{R}^{d_p}$ has rank $d_p$ at most.
 # Conversely let $M = U S V^{\top}$ be a singular value decomposition of rank $r \le d_p$; take $A = S^{1/2} U^{\top}$ and $B = S^{1/2} V^{\top}$ and fill up with zero rows.
 # For one map, $x^{\top} A^{\top} A x = \lVert A x \rVert^2 \ge 0$; conversely take the square root of $M$ from its eigenvalues. ∎
 #
-# So one shared map gives a *symmetric* relation in which everything fits itself.
-# "*cheap* in a text speaks for the label *complaint*" would imply that *complaint* in a text speaks for *cheap*.
-# Two maps have no such bond.
-# For a relation that turns sign when text and label are exchanged, $M = -M^{\top}$, a shared map is of no use at all: $\lVert A^{\top} A - M \rVert^2 = \lVert A^{\top} A \rVert^2 + \lVert M \rVert^2$ in the Frobenius norm, so the best one is zero.
+# So one shared map gives a *symmetric* relation.
+# It is useless for a relation that turns sign when text and label are exchanged, $M = -M^{\top}$: in the Frobenius norm $\lVert A^{\top} A - M \rVert^2 = \lVert A^{\top} A \rVert^2 + \lVert M \rVert^2$, so the best shared map is zero.
 #
-# In this sense the source is right that separate matrices allow more.
-# There is one reservation.
+# So separate matrices allow more, as the source says, with one reservation.
 # The encoder sees whether a token stands before or behind `[SEP]`.
 # If it puts text and label states into two independent subspaces, then one map acts on each of them as a map of its own.
 
@@ -608,8 +616,9 @@ checks.equal(
 # ## How many of the parameters count
 #
 # Different weights can give the same scores.
-# Replace the two maps by $Q^{-\top} A$ and $Q B$ with an invertible $Q$: every dot product stays what it was.
-# With the cosine head only rotations $Q$ and two scales have no effect.
+# Write $A$ and $B$ for the two maps with their biases, as above.
+# Replace them by $Q^{-\top} A$ and $Q B$ with an invertible $Q$: every dot product stays what it was.
+# Under the cosine head only a rotation $Q$ and two scales have no effect.
 #
 # **Proposition.** Let $n = d_h + 1$, $r = \min(d_p, n)$ and $R = \min(d_p, 2n)$. The scores of a pair of linear projections, with a learnt $\tau$ and without the head's bias, form a family of dimension
 #
@@ -620,18 +629,21 @@ checks.equal(
 #
 # *Proof.* By {eq}`eq-projections-rank` the dot products are the matrices of rank $r$ at most, and those form a set of dimension $2 n r - r^2$.
 # A matrix between the two maps, or weights on the products, stay inside that set: $A^{\top} C B$ has rank $d_p$ at most.
+#
 # The squared cosine is $(\tilde h^{\top} M \tilde g)^2 / (\tilde h^{\top} A^{\top} A \tilde h \cdot \tilde g^{\top} B^{\top} B \tilde g)$.
-# For $d_p \ge 2$ the two forms in the denominator have no real linear factor, so nothing cancels and the function determines $A^{\top} A$ and $B^{\top} B$ up to a positive factor each, and then $\tau M$.
+# For $d_p \ge 2$ the two forms in the denominator have no real linear factor, so nothing cancels.
+# The function therefore determines $A^{\top} A$ and $B^{\top} B$ up to a positive factor each, and then $\tau M$.
 # Together $A^{\top} A$, $B^{\top} B$ and $M$ are the blocks of $G = [A\; B]^{\top} [A\; B]$, a positive semidefinite matrix of order $2n$ and rank $R$ at most.
 # Such matrices form a set of dimension $2 n R - R (R - 1) / 2$; the two factors take two dimensions away.
 # Now $\tau$ multiplies the block $M$ alone, which in general raises the rank of $G$ if that is below $2n$, and so adds one dimension.
 # At $R = 2n - 1$ the family is complete: if $G$ has full rank, scale $M$ up until $G$ is singular and divide $\tau$ by the same factor. ∎
 #
-# Two consequences.
-# A bilinear head on two linear projections adds $d_p^2$ parameters and no new score function beyond its bias, which a plain dot product lacks when $d_p \le d_h$; its use can only lie in the attention, which has no such matrix, and in the path of the training.
-# And for the cosine head the family keeps growing beyond $d_p = d_h$, up to $d_p = 2 d_h + 1$.
+# Consequences:
 #
-# The check counts independent directions: the rank of the derivative of many scores by all weights, through the package's own modules.
+# - A bilinear head on two linear projections adds $d_p^2$ parameters and, but for its bias, no new score function. It can still help the attention, which uses the projections without that matrix, or the course of the training.
+# - Under the cosine head the family keeps growing beyond $d_p = d_h$, up to $d_p = 2 d_h + 1$.
+#
+# The check counts independent directions: the rank of the derivative of many scores by all weights.
 
 
 # %% tags=["hide-input"]
@@ -698,15 +710,16 @@ paste_table(
 # ## The dimension $d_p$
 #
 # The source calls $d_p = d_h$ the maximum capacity, and a larger $d_p$ possible but rarely useful.
-# For dot products without biases the first is true: $A^{\top} B$ is then any matrix.
+# For dot products without biases the first is true.
+# Let $\sigma_1 \ge \sigma_2 \ge \dots$ be the singular values of the matrix $M$ that is wanted.
+# By the theorem of Eckart and Young, the best approximation has the error
 #
 # ```{math}
 # :label: eq-projections-best-rank
 # \min_{\operatorname{rank} \hat M \le d_p} \lVert M - \hat M \rVert_F = \Bigl( \sum_{i > d_p} \sigma_i^2 \Bigr)^{1/2}
 # ```
 #
-# This is the theorem of Eckart and Young, with the singular values $\sigma_1 \ge \sigma_2 \ge \dots$ of the wanted $M$.
-# The error is zero from $d_p = d_h$ on, and not before unless $M$ has a lower rank.
+# It is zero from $d_p = d_h$ on, and not before unless $M$ has a lower rank.
 #
 # For the cosine, which the source recommends, it is false.
 #
@@ -730,7 +743,7 @@ paste_table(
 # So $G = [A\; B]^{\top} [A\; B]$ has rank $2 d_h$ minus the number of $\sigma_i$ with $\lambda \sigma_i = \sqrt{a b}$, which by $G \succeq 0$ can only be $\sigma_1$.
 # The rank of $G$ is $d_p$ at most. ∎
 #
-# The picture fits both heads to such a target for growing $d_p$.
+# The figure fits both heads to such a target.
 # A cosine curve that reached zero at $d_p = d_h$ would refute the proposition.
 
 
@@ -833,11 +846,10 @@ show(figure)
 
 # %% [markdown]
 # At $d_p = d_h$ the cosine head leaves a relative error of {glue:text}`proj_rest:s`; it needs $d_p =$ {glue:text}`proj_needed:s` for this target.
-# Whether real data want such a target is a question for experiments, not for this page.
+# Whether real data want such a target, only experiments can say.
 #
-# A smaller $d_p$ is a bottleneck in the exact sense of {eq}`eq-projections-best-rank`.
+# A smaller $d_p$ limits the scores as {eq}`eq-projections-best-rank` says, and saves little.
 # Per token, the two projections make $2 d_h d_p$ multiplications, and an encoder with $N$ layers and an inner width of $4 d_h$ makes at least $12 N d_h^2$.
-# So a smaller $d_p$ saves little against a linear map with $d_p = d_h$; against the identity, which costs nothing, see the chapter on costs.
 #
 # ## The start
 #
@@ -857,7 +869,7 @@ show(figure)
 # The two are independent, and so are different $k$; the mixed terms vanish. ∎
 #
 # The angle between $h$ and $g$ does not occur in it.
-# Two random maps erase what the encoder knows about a text and a label: even $g = h$ has an expected score of zero.
+# So two random maps erase what the encoder knows: even $g = h$ has an expected score of zero.
 # One shared random map would keep it, up to noise.
 
 # %% tags=["hide-input"]
@@ -916,9 +928,8 @@ without_bias = d_p * float((h @ h) * (g @ g)) / (9 * d_h**2)
 checks.rejects("projections-start", "biases forgotten", without_bias / second, 1.0, 1e-4)
 
 # %% [markdown]
-# The picture takes hidden states of real texts and labels, and compares their cosine before and after the three starts.
-# The source does not say how the projections start.
-# The identity is the package's choice, and this is the reason.
+# The source does not say how the projections start; the identity is the package's choice.
+# The picture compares the cosines of real texts and labels before and after three starts.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Cosine of text and label states before the projections and after them, untrained. A start that keeps the encoder's geometry lies on the diagonal.", "name": "fig-projections-start"}, "image": {"alt": "Scatter plot. The identity start lies exactly on the diagonal, one shared random map close to it, and two random maps form a cloud around zero."}}
 examples = hardset_mini("train")
@@ -994,11 +1005,11 @@ lengths = {
 pd.DataFrame({"mean squared length": lengths, "dimension": size}).round(1)
 
 # %% [markdown]
-# Before and after two random maps the cosines have a correlation of {glue:text}`proj_two:s`; before and after one, of {glue:text}`proj_one:s`.
+# Two random maps leave a correlation of {glue:text}`proj_two:s` between the cosines before and after; one shared map leaves {glue:text}`proj_one:s`.
 #
 # The identity start makes the two weights equal at step zero, although the source writes $W_{\text{text}} \ne W_{\text{label}}$.
-# They do not stay equal.
-# Their first gradients differ: the norm of the difference over the sum of the norms is {glue:text}`proj_apart:s`, where zero means equal and one means opposite.
+# They do not stay equal, because their first gradients differ.
+# The norm of the difference over the sum of the norms is {glue:text}`proj_apart:s`; zero would mean equal, one opposite.
 #
 # ## The parameters, counted
 #
@@ -1013,10 +1024,7 @@ pd.DataFrame({"mean squared length": lengths, "dimension": size}).round(1)
 #
 # Each indicator is one or zero: with layer normalisation, with a linear projection at all, with trained temperatures, and for a vocabulary whose embedding table has no unused row for `[LAB]`.
 #
-# *Proof.* Count the shapes above.
-# The three temperatures are one number each; the model stores their logarithms. ∎
-#
-# The check builds the real model for every value of every switch and adds up what it finds.
+# *Proof.* Count the shapes above; each temperature is one number. ∎
 
 
 # %% tags=["hide-input"]
@@ -1086,7 +1094,6 @@ checks.equal("projections-count", "exact", rows, [1, 0], case="rows for [LAB]")
 # %% [markdown]
 # ### At real sizes
 #
-# The encoder has by far the most parameters.
 # For BERT and DeBERTa-v3 without their poolers, with vocabulary $V$, $P$ rows of positions (absolute or relative), $S$ segment types, $N$ layers and inner width $f$:
 #
 # ```{math}
@@ -1096,7 +1103,8 @@ checks.equal("projections-count", "exact", rows, [1, 0], case="rows for [LAB]")
 #
 # Here $\nu$ counts the layer normalisations outside the layers: one for BERT, two for DeBERTa-v3.
 # Inside a layer are four square maps with bias, two maps between $d_h$ and $f$ with bias, and two normalisations.
-# The sizes are those of the embedded MiniLM {cite}`wang2020minilm` and of DeBERTa-v3-base {cite}`he2021debertav3`; the real modules are built without memory for their weights and counted.
+# The sizes are those of the embedded MiniLM {cite}`wang2020minilm` and of DeBERTa-v3-base {cite}`he2021debertav3`.
+# The parameters of the real modules are counted.
 
 # %% tags=["hide-input"]
 minilm = AutoConfig.from_pretrained(resolve("minilm-l6", report.out))
@@ -1179,15 +1187,15 @@ report.metric("projection_share_of_multiplications", max(work.values()), unit="s
 # :format: myst
 # ```
 #
-# The source's estimates are the leading terms, and what they leave out is about $1 / d_h$ of the whole.
-# They are for a model with projections.
-# The card names none; on its model the formula would be off by {glue:text}`proj_card_error:s`, because it counts two matrices that are not there.
+# The source's estimates are the leading terms; what they leave out is of the order of $1 / d_h$ of the whole.
+# The card names no projections; on its model the formula would be off by {glue:text}`proj_card_error:s`, because it counts two matrices that are not there.
 #
 # The encoders have {glue:text}`proj_minilm:s` and {glue:text}`proj_deberta:s` parameters, so the card's "about 184 million" for DeBERTa-v3-base is right.
-# The pooler that ships with MiniLM is not part of the model, because nothing reads it.
+# MiniLM's pooler is left out, because nothing reads it.
 # At $d_p = d_h$ the two projections make at most {glue:text}`proj_work:s` of the multiplications per token.
 #
-# The three temperatures are parameters under every head, but two of them have no gradient under the dot and bilinear heads: {math}`\tau` and {math}`\tau_{\text{BCE}}` scale a cosine.
+# The three temperatures are parameters under every head.
+# Two of them, {math}`\tau` and {math}`\tau_{\text{BCE}}`, scale a cosine, so they have no gradient under the dot and bilinear heads.
 
 # %% tags=["hide-input"]
 idle = {}
@@ -1226,15 +1234,16 @@ checks.equal(
 # ## What it means in practice
 #
 # - Start from the identity. Random projections throw away the geometry of a pretrained encoder.
-# - Two maps cost little and can express relations that one cannot. They are a small share of the model.
-# - On linear projections a bilinear head adds no score function but its bias. Choose it for the identity projection, as the card does.
+# - Keep two maps. They cost little and express relations that one cannot.
+# - Choose the bilinear head for the identity projection, as the card does. On linear projections it adds no score function but its bias.
 # - With layer normalisation, raise $\tau_{\text{attn}}$ or use `attention_score="cosine"`: dot products can reach $d_p$.
-# - Dropout in the projections shrinks the cosines of training against those of evaluation. The package's default is `projection_dropout=0.0`.
+# - Mind that dropout in the projections makes cosines smaller in training than in evaluation. The package's default is `projection_dropout=0.0`.
 #
 # ## Edge cases
 #
-# A changed dimension cannot start from the identity; the package says so (above).
-# A layer normalisation over one dimension is constant, since every number equals its mean: such a projection is dead, and nothing is learnt behind it.
+# A changed dimension cannot start from the identity; the package refuses it (above).
+# It also refuses $p = 1$, where the factor $1 / (1 - p)$ does not exist.
+# A layer normalisation over one dimension is constant, since every number equals its mean: behind such a projection nothing is learnt.
 
 # %% tags=["hide-input"]
 dead = build(4, 1, projection="linear_layernorm")
