@@ -13,15 +13,22 @@
 # %% [markdown]
 # # Label embeddings
 #
-# A label is a short string, and the encoder turns it into one or more vectors.
-# How do these become the one vector $e_{b,j}^{\text{label}}$ that asks the text for its score?
-# Does the order of the label's words matter, or the order of the labels?
-# And what changes when the vectors are computed for a whole batch at once?
+# A label such as *party politics* is a few tokens, each with a hidden state.
+# How do these become the one vector $e_{b,j}^{\text{label}}$ of the label?
+# Does the order of the words matter, or the order of the labels?
 #
-# This chapter treats math §5 and Appendix B.2, and the label representation of the model card.
+# There are two ways: average the label's tokens (`math`), or read the `[LAB]` token that closes it (`card`).
+# This chapter finds:
+#
+# - **Order matters**, although the mean ignores it: the states that are averaged depend on positions. Reversing the tokens inside labels changes their embeddings by a relative {glue:text}`label_embeddings_token_order:s` on average, with the encoder of this page.
+# - **Appendix B.2 is wrong for a batch.** It averages label 1 of every text into one vector. On {glue:text}`label_embeddings_collision_texts:s` texts the relative error is {glue:text}`label_embeddings_collision:s`. One row per pair of text and label repairs it.
+# - **`[LAB]` saves next to nothing.** The encoder reads the label's tokens in both modes.
+# - **No label vector can be stored for reuse.** It depends on the text and on the other labels, in both modes.
+#
+# The chapter treats math §5 and Appendix B.2, and the label representation of the model card.
 # The code is `label_membership` and `pool_labels` in `gliznet/layers.py` and `_label_embeddings` in `gliznet/model.py`.
 # {doc}`../notation` has the common symbols.
-# Two are added here: $b$ numbers the texts of a batch, and $K_b$ is the number of labels of text $b$.
+# Here $b$ numbers the texts of a batch, and $K_b$ is the number of labels of text $b$.
 
 # %% tags=["parameters"]
 out: str = ""
@@ -97,8 +104,7 @@ batch = encode([e.text for e in examples], label_sets)
 # %% [markdown]
 # ## Definition
 #
-# The label mask says which positions belong to which label.
-# They form the set
+# The label mask says which positions belong to which label:
 #
 # ```{math}
 # :label: eq-label-embeddings-positions
@@ -113,16 +119,16 @@ batch = encode([e.text for e in examples], label_sets)
 # ```
 #
 # *Mode 2*, the one of `card`, reads the projected state of the `[LAB]` that closes the label.
-# The mask holds zero there (math §2.2), so mode 2 cannot look for the number $j$ in the mask.
-# Nothing is lost: the sequence puts `[LAB]` right after the last token of its label.
+# The mask is zero there (math §2.2), but the sequence puts `[LAB]` right after the last token of its label:
 #
 # ```{math}
 # :label: eq-label-embeddings-lab
 # e_{b,j}^{\text{label}} = z_{b,\,i_{b,j}}^{\text{label}}, \qquad i_{b,j} = 1 + \max \mathcal{T}_{b,j} .
 # ```
 #
-# In the package the tokens of a batch are $(B, L, d_p)$, the membership is a boolean $(B, K, L)$, and the result is $(B, K, d_p)$.
-# For mode 2 the package counts: the position is the $j$-th occurrence of `[LAB]` in its row.
+# The package finds it by counting: it is the $j$-th `[LAB]` of its row.
+#
+# Shapes: tokens $(B, L, d_p)$, membership a boolean $(B, K, L)$, result $(B, K, d_p)$.
 
 # %% tags=["hide-input"]
 print(inspect.getsource(layers.label_membership))
@@ -130,7 +136,7 @@ print(inspect.getsource(layers.pool_labels))
 print(inspect.getsource(GliZNetForSequenceClassification._label_embeddings))
 
 # %% [markdown]
-# The first check knows nothing of the mask.
+# The first check does not use the mask.
 # It builds the positions from the lengths alone: `[CLS]`, the text, `[SEP]`, then label after label with one `[LAB]` each.
 
 # %% tags=["hide-input"]
@@ -173,8 +179,7 @@ is_lab = batch["input_ids"] == tokenizer.lab_token_id
 checks.equal("label-embeddings-lab", "exact", is_lab.sum(dim=1), real.sum(axis=1), case="number")
 
 # %% [markdown]
-# Tolerances: the encoder and the pooling run in float64, where sums of this size round at about $10^{-15}$.
-# Agreement to $10^{-12}$ leaves room for another order of summation and for nothing else.
+# In float64, sums of this size round at about $10^{-15}$; the tolerance of $10^{-12}$ leaves room for another order of summation.
 #
 # ## The gradient to the tokens
 #
@@ -185,17 +190,16 @@ checks.equal("label-embeddings-lab", "exact", is_lab.sum(dim=1), real.sum(axis=1
 # \frac{\partial e_{b,j}^{\text{label}}}{\partial z_{b',i}^{\text{label}}} = \frac{\mathbb{1}[b = b']\; \mathbb{1}[i \in \mathcal{T}_{b,j}]}{|\mathcal{T}_{b,j}|} \, I_{d_p} .
 # ```
 #
+# Here $\mathbb{1}[\cdot]$ is one where its condition holds and zero elsewhere, and $I_{d_p}$ is the identity matrix.
+#
 # **Proof.** {eq}`eq-label-embeddings-mean` is a linear function of the states.
 # The coefficient of $z_{b,i}^{\text{label}}$ is $1 / |\mathcal{T}_{b,j}|$ on the set and zero off it. ∎
 #
-# Two consequences.
-# The shares of a label add up to one, so a long label is not pulled harder than a short one; the same pull is spread over more tokens.
-# And the derivative does not depend on the states, which is what math §5.1 calls smooth.
+# The shares of a label add up to one, so a long label is not pulled harder than a short one.
+# The derivative does not depend on the states, which is what math §5.1 calls smooth.
 # In mode 2 the same formula holds with the set $\{i_{b,j}\}$ in place of $\mathcal{T}_{b,j}$: one position gets everything.
 #
 # The algebra below holds for every number $n$ of tokens.
-# Automatic differentiation runs through the package's own function.
-# Central differences run through a loop that is written from the formula.
 
 
 # %% tags=["hide-input"]
@@ -266,14 +270,14 @@ for name in ("spread over the row", "sum"):
     checks.rejects("label-embeddings-gradient", name, worst[name], 0.0, 1e-8)
 
 # %% [markdown]
-# Central differences of a linear function have no truncation error.
-# What remains is round-off divided by the step of $10^{-6}$, hence the tolerance of $10^{-8}$.
+# Central differences of a linear function err only by round-off over the step of $10^{-6}$, hence the tolerance of $10^{-8}$.
 #
 # ## The order of the tokens: what is invariant and what is not
 #
-# Math §5.1 says that pooling is permutation-invariant and that the order of tokens does not matter.
-# The first half is right.
-# Let $\pi$ be a permutation of positions that moves each state together with its mask entry.
+# Math §5.1 says that pooling is permutation-invariant, which is right, and that the order of tokens does not matter, which is not.
+#
+# First the pooling.
+# Let $\pi$ be a permutation of positions that moves each state together with its mask entry, and $\mathcal{T}^{\pi}_{b,j}$ the positions of label $j$ after it.
 #
 # ```{math}
 # :label: eq-label-embeddings-permutation
@@ -282,10 +286,10 @@ for name in ("spread over the row", "sum"):
 #
 # **Proof.** $\pi$ maps $\mathcal{T}^{\pi}_{b,j}$ one to one onto $\mathcal{T}_{b,j}$, so both sides add the same terms in another order. ∎
 #
-# The states themselves are another matter.
-# They come out of the encoder, and a usual encoder adds to each token a vector or a bias that depends on its position.
-# Another order of the tokens then gives other states, and their mean is another vector.
+# But the states come out of the encoder, and a usual encoder adds to each token a vector or a bias that depends on its position.
+# Another order of the tokens then gives other states and another mean.
 #
+# Positions are the only reason.
 # Let $X$ hold the token embeddings without positions, $P$ the permutation matrix of $\pi$, and $\mathcal{F}_0$ the encoder without positional terms.
 #
 # ```{math}
@@ -294,15 +298,13 @@ for name in ("spread over the row", "sum"):
 # ```
 #
 # **Proof.** Linear maps, normalisation and the feed-forward part act on each row alone, so they commute with $P$.
-# Self-attention gives row $i$ the value $\sum_{i'} \operatorname{softmax}_{i'}(\langle q_i, k_{i'} \rangle)\, v_{i'}$, a sum over all rows, which does not depend on their order.
+# Self-attention gives row $i$ the value $\sum_{i'} \operatorname{softmax}_{i'}(\langle q_i, k_{i'} \rangle)\, v_{i'}$, with its queries $q$, keys $k$ and values $v$.
+# That is a sum over all rows, which does not depend on their order.
 # A composition of maps that commute with $P$ commutes with $P$. ∎
 #
-# Together: without positions the embedding of a label does not change when tokens or labels move, because {eq}`eq-label-embeddings-equivariance` moves the states along and {eq}`eq-label-embeddings-permutation` ignores the move.
-# With positions nothing of the kind holds.
-# So the positions, and only they, make the order matter.
-# Mode 2 shows how much they carry: without them all `[LAB]` tokens have the same input and the same neighbours, hence the same state, and every label the same embedding.
-#
-# The checks permute symbols, the arguments of the package's function, a one-layer attention written as loops, and last the tokens of real texts.
+# So without positions the embedding of a label does not change when tokens or labels move: {eq}`eq-label-embeddings-equivariance` moves the states along, and {eq}`eq-label-embeddings-permutation` ignores the move.
+# Mode 2 even needs positions.
+# Without them all `[LAB]` tokens have the same input and see the same tokens, so every label would get the same embedding.
 
 # %% tags=["hide-input"]
 x = sympy.symbols("x1:5")
@@ -381,11 +383,10 @@ for _ in range(cases):
 checks.equal("label-embeddings-equivariance", "naive", gap, 0.0, 1e-13, case="one layer")
 
 # %% [markdown]
-# Now the encoder itself.
+# Now the encoder itself, as it is and with its position embeddings set to zero (*without positions*).
 # *Tokens moved* reverses the tokens inside every label of two or more.
 # *Labels moved* shuffles the labels with their `[LAB]`; each label keeps its number, so its embedding stays comparable.
-# *Without positions* is the same encoder with its position embeddings set to zero.
-# The measure is the relative change $\lVert e' - e \rVert / \lVert e \rVert$ of a label's embedding; for moved tokens, of the labels whose tokens moved.
+# The measure is the relative change $\lVert e' - e \rVert / \lVert e \rVert$ of a label's embedding; for moved tokens, only labels whose tokens moved count.
 
 
 # %% tags=["hide-input"]
@@ -497,7 +498,7 @@ paste("label_embeddings_score_shift", f"{float(shift.mean()):.2f}")
 paste("label_embeddings_score_range", f"{float(scores['encoder'][finite].std()):.2f}")
 paste("label_embeddings_flips", f"{round(flips * texts)} of {texts}")
 
-# %% mystnb={"figure": {"caption": "Relative change of a label's embedding when tokens or labels move; one dot per label, zero drawn at the left edge. Invariance would put every dot at round-off, on the left. It does so for the pooling alone and for the encoder without positions, not for the encoder.", "name": "fig-label-embeddings-order"}, "image": {"alt": "Strip plot on a logarithmic axis. Pooling alone and the encoder without positions lie at round-off level; the full encoder lies many orders of magnitude higher, for moved tokens and for moved labels."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Relative change of a label's embedding when tokens or labels move; one dot per label, zero drawn at the left edge. Invariance would put every dot at round-off, on the left. The pooling alone and the encoder without positions are there; the encoder is not.", "name": "fig-label-embeddings-order"}, "image": {"alt": "Strip plot on a logarithmic axis. Pooling alone and the encoder without positions lie at round-off level; the full encoder lies many orders of magnitude higher, for moved tokens and for moved labels."}} tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6.5, 2.9))
 ROWS = {
     "pooling alone, tokens moved": "published",
@@ -518,25 +519,23 @@ show(figure)
 # With positions the mean relative change is {glue:text}`label_embeddings_token_order:s` for moved tokens and {glue:text}`label_embeddings_label_order:s` for moved labels.
 # Moving the labels shifts a score by {glue:text}`label_embeddings_score_shift:s` on average, where the scores of these texts have a standard deviation of {glue:text}`label_embeddings_score_range:s`.
 # The best label changes in {glue:text}`label_embeddings_flips:s` texts.
-# The model is untrained here, so these numbers belong to its encoder and not to a recipe.
-# What follows from the proof is that training can shrink them but that nothing in the formula removes them.
+# The model is untrained, so these numbers describe its encoder.
+# Training may shrink them, but nothing in the formula removes them.
 #
 # ## Projection and mean change places
 #
 # The package projects all positions and then averages.
-# Without layer norm and without dropout the label projection is affine, and a mean passes through an affine map:
+# Without layer norm and dropout the label projection is affine, with a weight $W$ and a bias $b_0$, and a mean passes through it:
 #
 # ```{math}
 # :label: eq-label-embeddings-commute
 # \frac{1}{|\mathcal{T}_{b,j}|} \sum_{i \in \mathcal{T}_{b,j}} \left( W h_{b,i} + b_0 \right) = W \Big( \frac{1}{|\mathcal{T}_{b,j}|} \sum_{i \in \mathcal{T}_{b,j}} h_{b,i} \Big) + b_0 .
 # ```
 #
-# Here $W$ and $b_0$ are weight and bias of the projection.
 # **Proof.** The weights $1 / |\mathcal{T}_{b,j}|$ add up to one, so the bias comes out once. ∎
 #
-# So $K_b$ projections do the work of $L$ in mode 1 as well; mode 2 has no advantage there.
+# So $K_b$ projections can do the work of $L$ in mode 1 as well; mode 2 has no advantage there.
 # With layer norm the two orders differ, because its scale depends on each state.
-# The projection of the check is the package's own, built by `layers.projection`.
 
 # %% tags=["hide-input"]
 w, bias = sympy.Symbol("w"), sympy.Symbol("b_0")
@@ -598,7 +597,6 @@ checks.rejects(
 # ## Appendix B.2: what the printed code computes
 #
 # Appendix B.2 adds every token to a row that is chosen by its label number alone.
-# The number of the text plays no part.
 # So the first label of the first text and the first label of the second text share a row:
 #
 # ```{math}
@@ -607,18 +605,16 @@ checks.rejects(
 # ```
 #
 # The sums run over the texts that have a $k$-th label.
+#
 # **Proof.** By {eq}`eq-label-embeddings-mean` the inner sum is $|\mathcal{T}_{b,k}|\, e_{b,k}^{\text{label}}$; divide. ∎
 #
 # The result is a mean over unrelated labels, weighted by their numbers of tokens.
 # It is right for one text, and for several texts only where their $k$-th labels happen to have one embedding.
-# A gradient then flows from the loss of one text into the labels of another.
-# And the score of a text depends on which texts share its batch.
+# The score of a text then depends on which texts share its batch, and a gradient flows from the loss of one text into the labels of another.
 #
-# There is a second difference, which one text shows too.
+# One text alone shows a second difference.
 # The printed function averages `hidden_states`, where {eq}`eq-label-embeddings-mean` averages the projected $z_{b,i}^{\text{label}}$.
 # By {eq}`eq-label-embeddings-commute` a linear projection may follow the mean instead; one with layer norm may not.
-#
-# The next cell writes the appendix's procedure with `index_add`.
 
 # %% tags=["hide-input"]
 for counts in ((1, 1), (2, 1), (2, 3)):
@@ -712,10 +708,10 @@ paste("label_embeddings_afterwards", f"{misses['layer norm, afterwards']:.2f}")
 
 # %% [markdown]
 # On single texts the averaged hidden states miss the labels of a random linear projection by a relative {glue:text}`label_embeddings_literal:s`.
-# Projected afterwards they are right, but for a projection with layer norm, where {glue:text}`label_embeddings_afterwards:s` is left.
+# If the projection follows, they are right; with layer norm {glue:text}`label_embeddings_afterwards:s` is left.
 #
-# Two texts with two labels each show the collision.
-# Both rows of the table that carry number 1 hold the same vector after the printed aggregation.
+# The table shows the collision on two texts with two labels each.
+# After the printed aggregation, both labels with number 1 hold the same vector.
 
 # %% tags=["hide-input"]
 pair_labels = [["team sport", "competition"], ["party politics", "competition"]]
@@ -760,9 +756,8 @@ paste_table(
 # **Proof.** $\hat e_k - e_{b,k} = -(1 - \tfrac1B)\, e_{b,k} + \tfrac1B \sum_{b' \ne b} e_{b',k}$, with independent centred terms.
 # The squared coefficients add up to $(1 - \tfrac1B)^2 + (B - 1) / B^2 = 1 - \tfrac1B$. ∎
 #
-# With two texts half of the squared length is error already, and with many almost all of it.
-# Labels of a real encoder need not be independent or centred, and they differ in their numbers of tokens.
-# What they share survives the mean, so their dots may lie off the curve.
+# With two texts the squared error is half of the squared length, and with many almost all of it.
+# Labels of a real encoder are not like that, so their dots may lie off the curve.
 
 # %% tags=["hide-input"]
 size = sympy.Symbol("B", positive=True)
@@ -842,8 +837,7 @@ show(figure)
 #
 # ## The segment form that is right
 #
-# One row per pair of text and label repairs it.
-# Number the pairs through:
+# The repair is one row $r(b, j)$ per pair of text and label, numbered through the batch:
 #
 # ```{math}
 # :label: eq-label-embeddings-segment
@@ -854,7 +848,7 @@ show(figure)
 # So $r(b', m_{b',i}) = r(b, j)$ means $b' = b$ and $i \in \mathcal{T}_{b,j}$, which is {eq}`eq-label-embeddings-mean`. ∎
 #
 # The package takes the dense form, a matrix product of the membership with the states.
-# Both give the same embeddings and the same gradients, and so does the loop.
+# Both give the same embeddings and gradients.
 
 
 # %% tags=["hide-input"]
@@ -915,7 +909,7 @@ checks.equal(
 #
 # **Proof.** Every $K_b$ is at least one, so a sum of several of them exceeds the largest. ∎
 #
-# The two pieces of code cannot be joined for more than one text.
+# So the two pieces of code fit together for one text only.
 # The segment form has the right number of rows.
 
 # %% tags=["hide-input"]
@@ -938,8 +932,8 @@ report.metric("effect/math-b.2-shapes", missing, unit="share of rows missing", n
 # ## What it means in practice
 #
 # **Cost.** Math §5.1 calls mode 2 faster, one token per label.
-# The tokens of a label stay in the sequence in both modes, because `[LAB]` has to read them, so the encoder does the same work.
-# What mode 2 can save is the mean of each label:
+# But the tokens of a label stay in the sequence, because `[LAB]` has to read them, so the encoder does the same work.
+# All that mode 2 can save is the mean of each label, $S$ below, against the encoder's work $F$:
 #
 # ```{math}
 # :label: eq-label-embeddings-saving
@@ -949,7 +943,7 @@ report.metric("effect/math-b.2-shapes", missing, unit="share of rows missing", n
 # Here $n_{\text{layers}}$ is the number of layers and $d_{\text{ff}}$ the inner width of the feed-forward part.
 # A label of one token saves nothing.
 # The package does not even save $S$: it runs the dense product of $B K L d_p$ multiply-adds in both modes.
-# $F$ and the work of both modes are compared with counts of the operations that really start, $S$ with an adder that counts.
+# The check compares these formulas with counts of the operations that really run.
 
 # %% tags=["hide-input"]
 eager = GliZNetForSequenceClassification.from_backbone(
@@ -1029,9 +1023,9 @@ paste_table("label-embeddings-cost", cost, "Operations on the batch of this page
 # ```
 #
 # **What `[LAB]` has read.** Math §5.1 says that it has seen the label's tokens through self-attention.
-# In an encoder that reads both ways it has seen every token of the row: the text, all labels before, and all labels after.
-# The derivative of each `[LAB]` state with respect to each input position says how much; none of them is zero.
-# So neither mode gives a label a vector of its own that could be stored: it changes with the text and with the other candidates.
+# In an encoder that reads both ways it has seen every token of the row: the text and all labels, before and after.
+# The next cell takes the derivative of each `[LAB]` state by each input position; none is zero.
+# So a label has no vector of its own that could be stored: it changes with the text and with the other candidates.
 
 # %% tags=["hide-input"]
 attended = batch["attention_mask"][0].bool()
@@ -1061,15 +1055,15 @@ paste("label_embeddings_later", f"{later:.2f}")
 # %% [markdown]
 # On the first text of this page, positions after a `[LAB]` make up {glue:text}`label_embeddings_later:s` of its gradient norm.
 #
-# **Which mode to take.** The mean gives each word of a label the same weight and trains all of them directly.
-# `[LAB]` leaves the weights to the encoder, at the price of a token that no pretrained encoder has met.
-# Which one scores better is a matter of measurement, not of this chapter.
+# **Which mode to take.** The mean gives each token of a label the same weight and trains all of them directly.
+# `[LAB]` leaves the weights to the encoder, but no pretrained encoder has met this token.
+# Which one scores better must be measured; this chapter does not.
 #
 # ## Edge cases
 #
 # - **One token.** The mean of one state is that state.
-# - **No token.** A column that only pads the batch has no position. The package returns zeros and the label mask hides them; the printed division is zero by zero, which is no number.
-# - **Tokens apart.** Nothing asks the positions of a label to be neighbours.
+# - **No token.** A column that only pads the batch has no position. The package returns zeros and the label mask hides them; the printed code divides zero by zero.
+# - **Tokens apart.** The positions of a label need not be neighbours for the mean.
 # - **A literal `[LAB]`** in a text or in a label is data. The tokenizer spells it out, so that the count of mode 2 stays right.
 
 # %% tags=["hide-input"]
