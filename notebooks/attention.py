@@ -13,12 +13,19 @@
 # %% [markdown]
 # # Label-conditioned attention
 #
-# Every label makes a text vector of its own: it attends to the tokens of the text and averages them.
-# Over which positions does the softmax run?
-# What does its temperature do, and in which direction?
-# How does the text vector move when the label or a token moves?
+# In a review of a hotel, the label *price* should read other words than the label *breakfast*.
+# So every label makes a text vector of its own: it attends to the tokens of the text and averages them.
+# Which tokens may it see, and what does the attention temperature do?
 #
-# This chapter treats math §6, the attention of §11.1, its temperature in §12.2 and Appendix B.1.
+# This chapter finds:
+#
+# - **A higher temperature spreads the attention.** Math §12.2 says the opposite of the formula in §6.3.
+# - **Only the tokens of the text should take part.** The set of §6.2 holds the control tokens too, so a label can read its own `[LAB]` and score without evidence. The batch formula of §6.3 has no mask at all.
+# - **The code of Appendix B.1 fails** as soon as a text has more than one label.
+# - **Text follows label.** With dot products, moving a label never moves its text vector the opposite way.
+# - **Cosine scores need a small temperature,** or the result is close to the plain mean.
+#
+# The chapter treats math §6, the attention of §11.1, its temperature in §12.2 and Appendix B.1.
 # The code is `label_conditioned_attention` in `gliznet/layers.py` and `_text_embeddings` in `gliznet/model.py`.
 # {doc}`../notation` has the common symbols; $b$ numbers the texts of a batch and $K_b$ is the number of labels of text $b$.
 
@@ -91,8 +98,7 @@ length, widest = batch["input_ids"].shape[1], int(batch["lmask"].max())
 # %% [markdown]
 # ## Definition
 #
-# The plain choice takes the state of `[CLS]` for the text (math §6.1).
-# It is one vector, the same for every label of the row:
+# The plain choice takes the state of `[CLS]` for the text (math §6.1), the same vector for every label of the row:
 #
 # ```{math}
 # :label: eq-attention-cls
@@ -145,9 +151,8 @@ print(inspect.getsource(label_conditioned_attention))
 print(inspect.getsource(GliZNetForSequenceClassification._text_embeddings))
 
 # %% [markdown]
-# The first checks know nothing of masks and ids: they place the text tokens by counting, right after `[CLS]`.
-# The loops are written from the formulas.
-# As a second implementation stand the softmax of SciPy and the scaled dot-product attention of PyTorch.
+# The first checks use neither masks nor ids: they place the text tokens by counting, right after `[CLS]`.
+# Loops written from the formulas are one oracle; the softmax of SciPy and the scaled dot-product attention of PyTorch are another.
 
 
 # %% tags=["hide-input"]
@@ -264,7 +269,8 @@ with torch.no_grad():
     tiny.log_tau_attn.zero_()
 
 # %% [markdown]
-# A score sums $d_p$ rounded products, and a weight turns the absolute error of its score into a relative one: hence tolerances some orders above the round-off of float64.
+# A score sums $d_p$ rounded products, and its absolute error becomes a relative error of the weight.
+# Hence the tolerances above the round-off of float64.
 #
 # ## The batch
 #
@@ -276,16 +282,19 @@ with torch.no_grad():
 # \qquad (K \times d_p)(d_p \times L)(L \times d_p) .
 # ```
 #
-# Here $E_b^{\text{label}}$ and $E_b^{\text{text}}$ stack the embeddings of the labels of text $b$ as rows, $Z_b^{\text{text}}$ stacks its states, and $\operatorname{softmax}_{\mathcal{T}_b}$ is the row-wise softmax over the set, zero elsewhere.
+# Here $E_b^{\text{label}}$ and $E_b^{\text{text}}$ stack the embeddings of the labels of text $b$ as rows, and $Z_b^{\text{text}}$ stacks its states.
+# The row-wise softmax $\operatorname{softmax}_{\mathcal{T}_b}$ runs over the set and is zero elsewhere.
+#
 # **Proof.** Entry $(j, i)$ of the first product is $\langle e_{b,j}^{\text{label}}, z_{b,i}^{\text{text}} \rangle$, and row $j$ of the second is {eq}`eq-attention-sum`. ∎
 #
-# Math §6.3 prints the same for a whole batch, with all $N = \sum_b K_b$ labels as one matrix, and with the states of its text repeated for each label.
+# Math §6.3 prints the same for a whole batch: all $N = \sum_b K_b$ labels are one matrix, and the states of a text are repeated for each of its labels.
 # Two things are missing there.
-# *The mask*: as printed the softmax runs over all $L$ positions, padding and label tokens included.
-# *An axis*: a matrix $N \times d_p$ times an array $N \times d_p \times L$ is, by the broadcasting rule, an array $N \times N \times L$, every label against the text of every other one.
+#
+# - *The mask.* As printed, the softmax runs over all $L$ positions, padding and label tokens included.
+# - *An axis.* By the broadcasting rule a matrix $N \times d_p$ times an array $N \times d_p \times L$ is an array $N \times N \times L$: every label against the text of every other one.
 #
 # Appendix B.1 has the mask and the axis, but not the repetition.
-# It takes the text as $(B, L, d_p)$ and multiplies it with $(N, 1, d_p)$.
+# It multiplies the text, $(B, L, d_p)$, with the labels, $(N, 1, d_p)$.
 # A batched product needs equal first sizes:
 #
 # ```{math}
@@ -295,14 +304,15 @@ with torch.no_grad():
 #
 # **Proof.** Every $K_b$ is at least one, so the sum is $B$ only if all of them are one. ∎
 #
-# With the owner $\beta(r)$ of row $r$, the text that label $r$ belongs to, the code becomes right:
+# Let $\beta(r)$ be the text to which label $r = 1, \dots, N$ belongs.
+# Then the code becomes right:
 #
 # ```{math}
 # :label: eq-attention-gather
 # e_r^{\text{text}} = \sum_{i \in \mathcal{T}_{\beta(r)}} \alpha_{r,i}\, z_{\beta(r),i}^{\text{text}}, \qquad \alpha_{r,i} = \operatorname{softmax}_{i \in \mathcal{T}_{\beta(r)}} \frac{\langle e_r^{\text{label}}, z_{\beta(r),i}^{\text{text}} \rangle}{\tau_{\text{attn}}} .
 # ```
 #
-# It repeats the text of every label and so needs $N L d_p$ numbers where the package's form needs $B L d_p$.
+# It repeats the text for every label and so needs $N L d_p$ numbers where the package's form needs $B L d_p$.
 
 
 # %% tags=["hide-input"]
@@ -406,7 +416,7 @@ report.metric("effect/math-b.1-text-shape", float(np.mean(refused)), n=cases, un
 paste("attention_unmasked", f"{outside_mean:.2f}")
 
 # %% [markdown]
-# On real texts the unmasked formula of §6.3 puts {glue:text}`attention_unmasked:s` of the weight outside the text, averaged over labels.
+# On the texts of this page the unmasked formula of §6.3 puts {glue:text}`attention_unmasked:s` of the weight outside the text.
 #
 # ## How the text embedding moves
 #
@@ -431,10 +441,12 @@ paste("attention_unmasked", f"{outside_mean:.2f}")
 # ```
 #
 # **Proof.** $\partial \alpha_i / \partial e = \alpha_i (z_i - t) / \tau$, from the derivative of the softmax.
-# So $\partial t / \partial e = \sum_i z_i\, \alpha_i (z_i - t)^{\top} / \tau$, and $\sum_i \alpha_i (z_i - t) = 0$ allows to subtract $t$ from the first factor. ∎
+# So $\partial t / \partial e = \sum_i z_i\, \alpha_i (z_i - t)^{\top} / \tau$.
+# Since $\sum_i \alpha_i (z_i - t) = 0$, we may subtract $t$ from the first factor. ∎
 #
-# A covariance is symmetric and has no negative eigenvalue.
-# So a label never moves its text embedding against itself:
+# A covariance has no negative eigenvalue.
+# So moving a label never moves its text embedding the opposite way.
+# For two labels $e$ and $e'$:
 #
 # ```{math}
 # :label: eq-attention-monotone
@@ -470,9 +482,7 @@ paste("attention_unmasked", f"{outside_mean:.2f}")
 #
 # The bias of the text projection is such a $c$: it cannot steer the attention.
 #
-# The algebra below holds for any number of tokens and any dimension: two components are named, and the rest of the dot product is one symbol per token.
-# Automatic differentiation runs through the package's function with positions outside the set.
-# Central differences run through the loop.
+# The algebra below holds for any number of tokens and any dimension.
 
 # %% tags=["hide-input"]
 i, n = sympy.symbols("i n", integer=True, positive=True)
@@ -659,12 +669,11 @@ checks.equal(
 
 # %% [markdown]
 # Central differences with a step $h = 10^{-5}$ err by $h^2 / 6$ times a third derivative; the tolerance of $10^{-7}$ leaves room for a large one.
-# Automatic differentiation has only round-off, hence $10^{-12}$.
 #
 # ## The temperature
 #
 # Math §6.3 divides by $\tau$, and §12.2 says that a higher $\tau$ makes a label focus on few tokens.
-# These two do not fit together.
+# The two contradict each other: dividing by a larger number makes the scores more alike.
 #
 # **Proposition 5.** A weight falls with $\tau$ if its score is above the mean, and rises if it is below:
 #
@@ -688,7 +697,7 @@ checks.equal(
 # By {eq}`eq-attention-weight-tau` $\partial \bar a / \partial \tau = -\operatorname{Var}_\alpha(a) / \tau^2$. ∎
 #
 # It is zero only if all scores are equal.
-# Someone may measure focus otherwise, so here is the stronger statement: whatever the number $r$, the $r$ largest weights together never grow.
+# A second measure of focus agrees: for every number $r$, the $r$ largest weights together never grow with $\tau$:
 #
 # ```{math}
 # :label: eq-attention-top
@@ -696,10 +705,10 @@ checks.equal(
 # ```
 #
 # **Proof.** By {eq}`eq-attention-weight-tau` the derivative of the sum is $-\sum_{i \in M_r} \alpha_i (a_i - \bar a) / \tau^2$.
-# The mean of $a$ over the tokens with the largest values is at least the mean over all, so the sum is not negative. ∎
+# The mean of $a$ over the tokens with the largest values is at least the mean over all, so $\sum_{i \in M_r} \alpha_i (a_i - \bar a)$ is not negative. ∎
 #
-# Hence a higher $\tau_{\text{attn}}$ spreads the weights, a lower one focuses them, by every such measure.
-# The direction printed in §12.2 is an erratum; it would hold for a factor in place of a divisor.
+# So by both measures a higher $\tau_{\text{attn}}$ spreads the weights and a lower one focuses them.
+# §12.2 would hold for a factor in place of a divisor.
 #
 # **Limits.** Let $M$ be the set of tokens with the largest $a_i$, $\Delta$ the gap to the next value, and $R$ the largest minus the smallest.
 #
@@ -716,13 +725,13 @@ checks.equal(
 # **Proof.** Outside $M$ every exponential is at most $e^{-\Delta / \tau}$ times one inside; there are $n - |M|$ of them against $|M|$.
 # For the second, every ratio of two exponentials lies between $e^{-R / \tau}$ and $e^{R / \tau}$, so $n \alpha_i$ does, and $1 - e^{-x} \le e^{x} - 1$. ∎
 #
-# Cold attention reads the best token, or the mean of the best ones if they tie.
-# Hot attention is the plain mean of the text, the switch `text_embedding="mean"` of the package.
+# As $\tau$ falls to zero, attention reads the best token, or the mean of the best ones if they tie.
+# As $\tau$ grows, it becomes the plain mean of the text, the switch `text_embedding="mean"` of the package.
 #
 # **Dilution.** Math §11.1 says that a label avoids dilution by irrelevant content.
 # Let one token score $D$ above $n - 1$ equal others, before the division by $\tau$.
 # Its weight is $1 / (1 + (n - 1)\, e^{-D / \tau})$, which falls to zero as the text grows.
-# So attention weakens the dilution and does not avoid it, unless leads grow with $\log n$ or $\tau$ falls.
+# So attention weakens the dilution but does not avoid it, unless $D$ grows with $\log n$ or $\tau$ falls.
 #
 # Last, the temperature and the length of the label are one quantity:
 #
@@ -733,8 +742,8 @@ checks.equal(
 #
 # **Proof.** Both numerator and denominator of each score carry $c$. ∎
 #
-# A long label vector is a cold label.
-# With dot products, $\tau_{\text{attn}}$ is therefore a common scale that the label projection could learn as well.
+# Doubling the length of a label vector is the same as halving its temperature.
+# So with dot products the label projection could learn $\tau_{\text{attn}}$ as well.
 
 # %% tags=["hide-input"]
 score_i = sympy.IndexedBase("a")[i]
@@ -890,10 +899,10 @@ report.metric(
 )
 
 # %% [markdown]
-# The same on real texts: one curve per label, its entropy over the largest possible one, and its largest weight.
+# The same on real texts: each label is one curve.
 # A curve of the upper panel that falls, or one of the lower panel that rises, would refute the propositions.
 
-# %% mystnb={"figure": {"caption": "Entropy of the attention over its largest possible value (above) and largest weight (below) against the attention temperature; one curve per label of the texts. The dashed line is the temperature of the model.", "name": "fig-attention-temperature"}, "image": {"alt": "Two panels over a logarithmic temperature axis. Above, every curve rises from zero to one; below, every curve falls from one to the reciprocal of the number of tokens."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Entropy of the attention over its largest possible value (above) and largest weight (below) against the attention temperature; one curve per label of the texts. The dashed line is the temperature of the model.", "name": "fig-attention-temperature"}, "image": {"alt": "Two panels over a logarithmic temperature axis. Above, every curve rises towards one; below, every curve falls towards the reciprocal of the number of tokens."}} tags=["hide-input"]
 scale = float(np.median([np.ptp(scores[b, j][in_text[b]]) * tau for b, j in np.argwhere(real)]))
 temperatures = scale * np.logspace(-3, 2, 41)
 positions = torch.tensor(in_text)
@@ -951,7 +960,8 @@ paste("attention_entropy_model", f"{at_model:.2f}")
 # s_i = \frac{\langle u, k_i \rangle}{\tau}, \qquad t = \sum_i \alpha_i z_i .
 # ```
 #
-# Keys and values now differ, and two projectors appear:
+# Keys and values now differ.
+# The matrices $I - u u^{\top}$ and $I - k_i k_i^{\top}$ appear, because a change of length alone has no effect on a score:
 #
 # ```{math}
 # :label: eq-attention-cosine-gradient
@@ -964,9 +974,11 @@ paste("attention_entropy_model", f"{at_model:.2f}")
 # **Proof.** The proofs of {eq}`eq-attention-label-gradient` and {eq}`eq-attention-token-gradient` with keys $k_i$ give $\sum_i \alpha_i (z_i - t) k_i^{\top} / \tau$ for $u$ and $(z_i - t) u^{\top} / \tau$ for the key part.
 # The chain rule adds $\partial u / \partial e = (I - u u^{\top}) / \lVert e \rVert$, and the same for $k_i$. ∎
 #
-# The matrix is no covariance any more, so {eq}`eq-attention-monotone` is lost.
-# The length of the label no longer matters, so {eq}`eq-attention-scale` is gone and $\tau_{\text{attn}}$ is a parameter of its own.
-# And the scores are bounded, which bounds the weights:
+# Three things change against dot products.
+#
+# - The matrix is no covariance any more, so {eq}`eq-attention-monotone` is lost.
+# - The length of the label no longer matters, so {eq}`eq-attention-scale` is gone and $\tau_{\text{attn}}$ is a parameter of its own.
+# - The scores are bounded, which bounds the weights:
 #
 # ```{math}
 # :label: eq-attention-cosine-bound
@@ -976,7 +988,7 @@ paste("attention_entropy_model", f"{at_model:.2f}")
 # **Proof.** Two scores differ by at most $2 / \tau$, so each of the other $n - 1$ exponentials is between $e^{-2 / \tau}$ and $e^{2 / \tau}$ times that of token $i$. ∎
 #
 # Both bounds are reached: by a token along the label with all others against it, and by the reverse.
-# At $\tau = 1$, the start that the mathematics document gives for dot products, no token of a text of ordinary length can stand out.
+# At $\tau = 1$, the start that the mathematics document gives for dot products, a token gets at most $e^2$ times the uniform weight $1 / n$, so in a long text none can stand out.
 
 # %% tags=["hide-input"]
 vector = sympy.Matrix(sympy.symbols("v_1:4", real=True))
@@ -1115,8 +1127,8 @@ paste_table(
 # \mathcal{T}_b^{\,0} = \{\, i : m_{b,i} = 0,\ i \text{ attended} \,\} = \mathcal{T}_b \cup \{\texttt{[CLS]}, \texttt{[SEP]}\} \cup \{\texttt{[LAB]}_1, \dots, \texttt{[LAB]}_{K_b}\}, \qquad |\mathcal{T}_b^{\,0}| = n + 2 + K_b .
 # ```
 #
-# The state of a `[LAB]` is about its label; in mode 2 it *is* the label's embedding.
-# A label that may attend to it reads itself instead of the text.
+# The state of a `[LAB]` is about its label; for `card` it *is* the label's embedding.
+# A label that attends to it reads itself.
 #
 # **Proposition 7.** Take $K$ labels that are orthogonal and of length $\rho$, let the state of each `[LAB]` be its label's embedding, and let all other states be orthogonal to the labels.
 # Then with the literal set
@@ -1132,10 +1144,10 @@ paste_table(
 # In the average only the own `[LAB]` has a component along the label. ∎
 #
 # No text token says anything about any label here, and still each label scores above zero.
-# The excess is the same for every text of the same length: it is no evidence.
+# That score is the same for every text of the same length: it is no evidence.
 #
-# The text set closes this door and not all others.
-# The states of the text tokens come from an encoder that has read the labels (math §3.1), and they are meant to.
+# The text set closes this path.
+# Labels still reach the text tokens through the encoder, which has read both (math §3.1); that is intended.
 
 # %% tags=["hide-input"]
 literal = ((batch["lmask"] == 0) & batch["attention_mask"].bool()).numpy()
@@ -1194,10 +1206,9 @@ checks.equal("attention-leak", "autograd", gap["closed door"], 0.0, case="text s
 checks.rejects("attention-set", "literal set of math §6.2", max(printed_score), 0.0, 1e-10)
 
 # %% [markdown]
-# How much weight goes there in a model?
-# The next figure reads the same texts with the literal set and with nothing else changed.
-# The crosses are what a label gets that attends to all positions alike.
-# A trained model was trained with the text set, so this shows what the encoder offers, not what a model trained on the literal set would do.
+# How much weight goes to the control tokens in a model?
+# The next figure reads the same texts with the literal set, all else equal.
+# A model trained on the literal set might do otherwise.
 
 # %% tags=["hide-input"]
 with torch.no_grad():
@@ -1237,7 +1248,7 @@ paste("attention_own_even", f"{even[:, 3].mean():.3f}")
 paste("attention_literal_flips", f"{flips} of {texts}")
 paste("attention_literal_change", f"{float(change.mean()):.2f}")
 
-# %% mystnb={"figure": {"caption": "Attention weight per group of positions under the literal set of math §6.2; one dot per label, bars for the mean, crosses for uniform weights. Without a leak all groups but the text would lie at zero.", "name": "fig-attention-leak"}, "image": {"alt": "Strip plot with five groups of positions: text, CLS, SEP, own LAB, other LAB. The control tokens receive weight well above zero."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Attention weight per group of positions under the literal set of math §6.2; one dot per label, bars for the mean, crosses for a label that attends to all positions alike. Without a leak all groups but the text would lie at zero.", "name": "fig-attention-leak"}, "image": {"alt": "Strip plot with five groups of positions: text, CLS, SEP, own LAB, other LAB. The control tokens receive weight well above zero."}} tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6, 2.8))
 for k, _ in enumerate(GROUPS):
     jitter = np.random.default_rng(k).uniform(-0.25, 0.25, len(mass))
@@ -1256,8 +1267,7 @@ show(figure)
 #
 # ## Pictures
 #
-# Two texts of the shipped corpus with three true labels and two false ones each.
-# On the left the text set, on the right the literal set; control tokens stand below the text.
+# Two texts of the shipped corpus, each with three true labels and two false ones.
 
 
 # %% mystnb={"figure": {"caption": "Attention weights of five labels, three true ones and then two false ones, for two texts. Left: text set. Right: literal set, with the control tokens below the line. Darker is more; a column sums to one over all tokens, of which the first forty are shown.", "name": "fig-attention-pictures"}, "image": {"alt": "Four heat maps with text tokens as rows and labels as columns, two per text, for the text set and for the literal set."}} tags=["hide-input"]
@@ -1295,17 +1305,15 @@ show(figure)
 # %% [markdown]
 # ## What it means in practice
 #
-# - **Lower the temperature to focus.** Read §12.2 with the direction reversed.
-# - **Choose the scale with the score.** With dot products the length of the label sets its own temperature. With cosines the start must be well below one, or the text embedding is close to the plain mean.
+# - **Lower the temperature to focus,** against the words of §12.2.
+# - **Choose the temperature with the score.** With dot products the length of a label acts as its own temperature. With cosines start well below one, or the text embedding is close to the plain mean.
 # - **Keep the control tokens out.** `attention_positions="text"` is the default; the literal set stays available as `unlabelled` for comparison.
-# - **A token learns twice.** Its gradient has a value part that pulls it towards what the label wants, and a key part that changes how much it counts. Cutting the key part, for instance by a stopped gradient in the scores, changes the model.
-# - **Confident attention stops learning.** As one weight tends to one, the covariance tends to zero, and with it the part of the label's gradient that passes through the text embedding.
+# - **Expect little learning from confident attention.** As one weight tends to one, the covariance tends to zero, and with it the part of the label's gradient that passes through the text embedding.
 #
 # ## Edge cases
 #
-# - **An empty text** has an empty set. A softmax over nothing is not defined: with minus infinity everywhere, as in Appendix B.1, it returns no number. The model lets `[CLS]` stand in, and only then.
+# - **An empty text** has an empty set. A softmax over nothing is not defined: with minus infinity everywhere, as in Appendix B.1, it returns NaN. Only then, the model lets `[CLS]` stand in.
 # - **A text of one token** has the weight one for every label, at any temperature.
-# - **Padding** is outside the set by the attention mask.
 # - **Very low scores.** The package masks with the lowest finite number; any allowed score above it wins, so the masked weights are exactly zero.
 
 # %% tags=["hide-input"]
