@@ -27,7 +27,7 @@
 # - Many labels are cheapest in chunks, and the best size has a formula.
 #
 # The chapter ends with the operation counts in the paper on the soft contextualised encoder (SCE) {cite}`maheshwari2026sce`.
-# Their arithmetic holds, one of their inputs does not, and their conclusion stands.
+# Their arithmetic holds, some of their inputs do not, and their conclusion stands.
 #
 # ## Where it sits
 #
@@ -2074,7 +2074,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # All of them follow from the printed polynomials, so the arithmetic of the paper is sound.
-# One input is not.
+# Some of its inputs are not.
 #
 # ## SCE: grouped queries
 #
