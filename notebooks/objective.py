@@ -26,9 +26,9 @@
 # In short:
 #
 # - **Direction.** SupCon and BCE act on a label embedding along one line. They can be opposed on a true label, but only in a text with several of them.
-# - **Strength.** In the short training run below, each term causes this share of the progress: {glue:text}`objective_shares:s`. The repulsion hardly counts there.
+# - **Strength.** In the short training run below, each term has this share in lowering the loss: {glue:text}`objective_shares:s`. The repulsion hardly counts there.
 # - **Weights.** AdamW sees ratios only. So both documents recommend the same mixture, though of different terms.
-# - **Limits.** At the best solution, more weight on a term lowers that term on the training rows. It promises neither a better ranking nor better probabilities.
+# - **Limits.** At the best solution, more weight on a term never raises that term on the training rows. It promises neither a better ranking nor better probabilities.
 
 # %% tags=["parameters"]
 out: str = ""
