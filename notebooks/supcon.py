@@ -19,13 +19,13 @@
 # This is the term that ranks the labels of a text.
 # What is its gradient, how small can it become, what does the scale $\tau$ of the scores do to it, and do its probabilities mean what they say?
 #
-# In short, for a text with several true labels:
+# In short:
 #
-# - **Gradient.** The one that math §8.3.3 prints is wrong. It pushes every true label up without end; the real one asks the true labels to share the mass equally.
-# - **Floor.** SupCon cannot fall below the logarithm of the number of true labels, however good the model is. On the shipped corpus that is {glue:text}`supcon_floor:s`. One-vs-negatives has no such floor.
+# - **Gradient.** For a text with several true labels the gradient of math §8.3.3 is wrong. It pushes every true label up without end; the real one asks the true labels to share the mass equally.
+# - **Floor.** SupCon cannot fall below the logarithm of the number of true labels, however good the model is. On the shipped corpus that is {glue:text}`supcon_floor:s` on average. One-vs-negatives has no such floor.
 # - **Scale.** A higher $\tau$ sharpens the softmax. At its initial value the bounded cosine head costs next to nothing.
 # - **Probabilities.** The softmax is calibrated only when exactly one label is true and no margin is set.
-# - **No true label.** The printed loss is then zero divided by zero. The package leaves such a text out.
+# - **No true label.** For a text without a true label the printed loss is zero divided by zero. The package leaves such a text out.
 #
 # ## Where it sits
 #
@@ -588,7 +588,7 @@ checks.at_least(
 # %% [markdown]
 # ## Curvature
 #
-# **Proposition.** The second derivatives of the loss of one text do not depend on which labels are true:
+# **Proposition.** The matrix $H$ of the second derivatives of the loss of one text does not depend on which labels are true. For every vector $v$, $v^\top H v$ is the variance of its entries under $p$:
 #
 # ```{math}
 # :label: eq-supcon-hessian
@@ -1267,7 +1267,7 @@ checks.equal("supcon-proper", "search", gap, math.log(9), 1e-5, case="nine to on
 # %% [markdown]
 # ## InfoNCE
 #
-# With one true label $j$ SupCon is InfoNCE, as math §8.1.3 says:
+# With one true label $j$ SupCon is InfoNCE, the usual contrastive loss of one positive against the rest, as math §8.1.3 says:
 #
 # ```{math}
 # :label: eq-supcon-infonce
