@@ -14,15 +14,15 @@
 # # Label repulsion
 #
 # Two labels with the same embedding get the same score, whatever the text says.
-# The repulsion loss is meant to keep the labels of one text apart: a pair costs what its cosine exceeds a threshold $\theta$ by.
+# The repulsion loss is meant to keep the labels of one text apart: a pair costs the amount by which its cosine exceeds a threshold $\theta$.
 # When does it push, how hard, and which thresholds can be met at all?
 # The model card has another term for the same purpose, a partial VICReg {cite}`bardes2022vicreg`.
 # Do the two do the same thing?
 #
 # In short:
 #
-# - **Force.** Repulsion pushes hardest just above the threshold and hardly at all on near-duplicates. At a cosine of $c = 0.99$ the force is {glue:text}`repulsion_weakest:s` of what it is at $\theta = 0.3$.
-# - **Collapse.** Equal labels get equal gradients, so repulsion alone cannot separate them. Math §11.1 says that it prevents collapse; exact collapse is a stationary point of it, though an unstable one. The terms that know the targets can leave it.
+# - **Force.** Repulsion pushes hardest just above the threshold and hardly at all on near-duplicates. At a cosine of $c = 0.99$ the force is {glue:text}`repulsion_weakest:s` of what it is just above $\theta = 0.3$.
+# - **Collapse.** Math §11.1 says that repulsion prevents collapse. But equal labels get equal gradients, so repulsion alone cannot separate them, except by rounding noise. It drives apart labels that are only nearly equal. The terms that know the targets can undo an exact collapse.
 # - **Threshold.** Every $\theta \ge 0$ can be met while a text has at most two labels per dimension. Geometry is no obstacle.
 # - **VICReg.** As we read the card, its term is a different objective. It spreads labels over the whole batch, depends on their lengths, and can be zero while all labels are nearly parallel.
 #
