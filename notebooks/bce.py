@@ -22,7 +22,7 @@
 #
 # - **Gradient.** The push on a label depends on its own score only. The gradient of math §8.3.3 lacks the number of pairs and both scales.
 # - **Decoupling.** With the cosine head {math}`\tau` cancels and gets no gradient from BCE. The two other heads have no {math}`\tau`, so the package gives them no scales.
-# - **Calibration.** BCE is smallest at the true probability, so it asks for calibrated probabilities. It does not ensure them, as math §11.1 says: a cosine head has a scale but no bias.
+# - **Calibration.** BCE is smallest at the true probability, so it asks for calibrated probabilities. Math §11.1 says that it ensures them. It does not: a cosine head has a scale but no bias.
 # - **Inference.** Math §10.1 shows {math}`\sigma(\mathrm{sim})`, with the logistic function {math}`\sigma`; BCE trained another probability. Both give the same order of labels and the same decisions at one half, but other thresholds and another calibration. For {glue:text}`bce_source:s` they differ by {glue:text}`bce_mean_gap:s` on average.
 
 # %% tags=["parameters"]
