@@ -34,8 +34,10 @@ LABELS = labels()
 
 
 def record_of(chapter: str) -> records.Record:
-    if chapter not in EVIDENCE:
-        pytest.skip(f"results/bench holds no record of the chapter {chapter}")
+    assert chapter in EVIDENCE, (
+        f"results/bench holds no record of {chapter}: "
+        f"python -m gliznet.lab.run --profile bench --only {chapter}"
+    )
     return EVIDENCE[chapter]
 
 
