@@ -1,19 +1,24 @@
 """Naive formulas, one per equation, that the package passes and every planted error fails.
 
-A mutant is compiled beside the package and never imported by it.
+A mutant is compiled beside the package and never imported by it. Some are also planted for the
+chapter that derives the formula, which must fail too.
 """
 
 import importlib
 import itertools
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import jupytext
 import pytest
 import torch
 import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from torch import Tensor
 from transformers import BertConfig
 
@@ -362,3 +367,23 @@ def test_a_mutant_is_killed(mutant):
             break
         survived.append(oracle.__name__)
     assert len(survived) < len(ORACLES[mutant["file"]]), f"{mutant['new']!r} passes every check"
+
+
+@pytest.mark.parametrize(
+    "mutant", [m for m in MUTANTS if "chapter" in m], ids=lambda m: m["chapter"]
+)
+def test_a_planted_error_fails_its_chapter(mutant, tmp_path, monkeypatch):
+    """As a reader would plant it: in a copy of the package that the notebook imports."""
+    copy = tmp_path / "gliznet"
+    shutil.copytree(ROOT / "gliznet", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    path = copy / f"{mutant['file']}.py"
+    source = path.read_text(encoding="utf-8")
+    path.write_text(source.replace(mutant["old"], mutant["new"]), encoding="utf-8")
+    for name in ("notebooks", "results"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    notebook = jupytext.read(ROOT / "notebooks" / f"{mutant['chapter']}.py")
+    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
+    with pytest.raises(CellExecutionError) as failure:
+        client.execute()
+    assert failure.value.ename == "AssertionError", failure.value
