@@ -63,5 +63,6 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing into .venv (several minutes the first time)"
 	@test -f $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@# Modules are compiled when they are first imported: most never are.
+	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[book,test]'
 	@touch $@

@@ -16,6 +16,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: starts processes of its own; part of every test run")
 
 
+# Minutes each. A worker takes whole files, so these come first and the many short ones fill up.
+LONG = ("test_book.py", "test_training.py", "test_lab_run.py", "test_mutants.py", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (*LONG, item.path.name).index(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def mirror() -> Path:
     """The folder that GLIZNET_DATA names; the test is skipped where it is unset."""
