@@ -53,7 +53,7 @@ for name, n in counts.items():
 # Outcomes: {glue:text}`equations_counts:s`.
 #
 # The buttons above the table choose an outcome.
-# The last column leads to the place that treats the statement; the table at the end of that chapter leads back here.
+# The third column leads to the place that treats the statement; the table at the end of that chapter leads back here.
 
 
 # %% tags=["hide-input"]
@@ -72,12 +72,12 @@ for e in entries:
     outcome, evidence_text = found.get(e.id, ("open", ""))
     place = f"{{eq}}`eq-{e.equation}`" if e.equation else f"{{doc}}`{e.chapter}`"
     rows[f'<span id="entry-{e.id}">{e.id}</span>'] = {
+        "outcome": f'<a href="errata.html#erratum-{e.id}">{outcome}</a>' if e.printed else outcome,
+        "where": place,
         "statement": formula(e),
+        "evidence": cell(evidence_text),
         "source": cell(e.source),
         "code": f"`{e.code}`" if e.code else "",
-        "outcome": f'<a href="errata.html#erratum-{e.id}">{outcome}</a>' if e.printed else outcome,
-        "evidence": cell(evidence_text),
-        "where": place,
     }
 table = pd.DataFrame(rows).T
 table.index.name = "entry"
