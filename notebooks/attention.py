@@ -1248,7 +1248,7 @@ paste("attention_own_even", f"{even[:, 3].mean():.3f}")
 paste("attention_literal_flips", f"{flips} of {texts}")
 paste("attention_literal_change", f"{float(change.mean()):.2f}")
 
-# %% mystnb={"figure": {"caption": "Attention weight per group of positions under the literal set of math §6.2; one dot per label, bars for the mean, crosses for a label that attends to all positions alike. Without a leak all groups but the text would lie at zero.", "name": "fig-attention-leak"}, "image": {"alt": "Strip plot with five groups of positions: text, CLS, SEP, own LAB, other LAB. The control tokens receive weight well above zero."}} tags=["hide-input"]
+# %% mystnb={"figure": {"caption": "Attention weight per group of positions under the literal set of math §6.2; one dot per label, bars for the mean, crosses for a label that attends to all positions alike. The set of this chapter would put all groups but the text at zero; a dot below its cross means that the label attends to that group less than to an average position.", "name": "fig-attention-leak"}, "image": {"alt": "Strip plot with five groups of positions: text, CLS, SEP, own LAB, other LAB. The control tokens receive weight well above zero."}} tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(6, 2.8))
 for k, _ in enumerate(GROUPS):
     jitter = np.random.default_rng(k).uniform(-0.25, 0.25, len(mass))

@@ -76,10 +76,10 @@ def test_a_labelled_equation_has_an_executed_check(label):
 
 @pytest.mark.parametrize(
     "entry",
-    [e for e in EQUATIONS if e.equation and e.kind == "gradient"],
+    [e for e in EQUATIONS if e.equation and e.kind in ("gradient", "identity")],
     ids=lambda e: e.id,
 )
-def test_a_gradient_is_checked_three_ways(entry):
+def test_a_gradient_or_identity_is_checked_three_ways(entry):
     assert checks(entry.equation) >= THREE
 
 

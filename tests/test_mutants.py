@@ -80,6 +80,8 @@ def check_supcon(module: ModuleType) -> None:
             if positive
         ]
         near(module.supcon_loss(b.logits, b.labels, b.mask), mean(expected))
+        # A label is true from one half on, as soft targets are read.
+        near(module.supcon_loss(b.logits, 0.2 + 0.6 * b.labels, b.mask), mean(expected))
 
 
 def check_one_vs_negatives(module: ModuleType) -> None:
@@ -95,7 +97,8 @@ def check_one_vs_negatives(module: ModuleType) -> None:
 
 
 def check_repulsion(module: ModuleType) -> None:
-    for threshold in (0.0, 0.3):
+    default = 0.3  # math §8.2
+    for threshold in (0.0, default):
         b = batch()
         per_row = []
         for _, _, e in rows(b):
@@ -104,6 +107,8 @@ def check_repulsion(module: ModuleType) -> None:
             if pairs:
                 per_row.append(mean([max(0.0, c - threshold) for c in cosine]))
         near(module.repulsion_loss(b.embeddings, b.mask, threshold), mean(per_row))
+        if threshold == default:
+            near(module.repulsion_loss(b.embeddings, b.mask), mean(per_row))
 
 
 def check_vicreg(module: ModuleType) -> None:
@@ -111,20 +116,25 @@ def check_vicreg(module: ModuleType) -> None:
     flat = torch.cat([e for _, _, e in rows(b)])
     covariance = torch.cov(flat.T)
     d = len(covariance)
-    hinge = mean([max(0.0, 2.0 - math.sqrt(float(covariance[i, i]) + 1e-4)) for i in range(d)])
     apart = sum(float(covariance[i, j]) ** 2 for i in range(d) for j in range(d) if i != j)
-    near(module.vicreg_loss(b.embeddings, b.mask, target_std=2.0), hinge + apart / d)
+    for given, target in (({"target_std": 2.0}, 2.0), ({}, 1.0)):
+        below = [target - math.sqrt(float(covariance[i, i]) + 1e-4) for i in range(d)]
+        hinge = mean([max(0.0, x) for x in below])
+        near(module.vicreg_loss(b.embeddings, b.mask, **given), hinge + apart / d)
 
 
 def check_bce(module: ModuleType) -> None:
     b = batch()
     tau, tau_bce = 3.0, 5.0
-    terms = []
-    for s, positive, _ in rows(b):
-        for j, score in enumerate(s):
-            p = 1 / (1 + math.exp(-score / tau * tau_bce))
-            terms.append(-math.log(p if j in positive else 1 - p))
-    near(module.bce_loss(b.logits, b.labels, b.mask, tau, tau_bce), mean(terms))
+    for certain in (1.0, 0.8):  # a target of 0.8 is a true label with that probability
+        terms = []
+        for s, positive, _ in rows(b):
+            for j, score in enumerate(s):
+                p = 1 / (1 + math.exp(-score / tau * tau_bce))
+                y = certain if j in positive else 1 - certain
+                terms.append(-y * math.log(p) - (1 - y) * math.log(1 - p))
+        targets = certain * b.labels + (1 - certain) * (1 - b.labels)
+        near(module.bce_loss(b.logits, targets, b.mask, tau, tau_bce), mean(terms))
 
 
 def check_total(module: ModuleType) -> None:
