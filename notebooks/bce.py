@@ -847,7 +847,7 @@ if evidence:
     if (settings.head, settings.probability) != ("cosine", "bce"):
         raise ValueError(f"{run} has no cosine head that stores its trained probabilities")
     TAU, TAU_BCE = (trained_as.metrics[name].value for name in ("tau", "tau_bce"))
-    scored = pd.read_parquet(root / entries[run].folder / "hardset-mini-test.parquet")
+    scored = pd.read_parquet(root / entries[run].folder / "predictions" / "hardset-mini-test.parquet")
     source = f"run `{run}` of the profile `{evidence}`"
 else:
     examples = list(hardset_mini("validation"))

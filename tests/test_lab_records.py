@@ -115,7 +115,7 @@ def test_incomplete_intervals_and_repeats_are_refused(tmp_path):
 def test_predictions_are_stored_small_and_fingerprinted(tmp_path):
     report = Reporter(tmp_path)
     table = pd.DataFrame({"text": ["a", "b"], "score": [0.1, 0.9], "all": [[0.25, 2.0], [None]]})
-    path = report.predictions(table)
+    path = report.predictions(table, "toy")
     report.close()
     stored = pq.read_table(path)
     assert stored.schema.field("score").type == pa.float16()
@@ -124,10 +124,10 @@ def test_predictions_are_stored_small_and_fingerprinted(tmp_path):
     assert stored["score"].to_pylist() == pytest.approx([0.1, 0.9], abs=1e-3)
     assert pq.ParquetFile(path).metadata.row_group(0).column(1).compression == "ZSTD"
     files = json.loads((tmp_path / "report.json").read_text())["files"]
-    assert files == {"predictions.parquet": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert files == {"predictions/toy.parquet": hashlib.sha256(path.read_bytes()).hexdigest()}
     for big in ([1e5], [[0.5, -1e5]]):
         with pytest.raises(LabError, match="float16"):
-            report.predictions(pd.DataFrame({"x": big}))
+            report.predictions(pd.DataFrame({"x": big}), "big")
 
 
 def test_without_a_run_folder_nothing_lands_in_the_working_tree(tmp_path, monkeypatch, capsys):

@@ -41,7 +41,7 @@ def test_macro_f1_of_the_records_follows_from_the_predictions():
         if entry.notebook != "evaluate":
             continue
         record = records.read_record(entry, ROOT)
-        for path in sorted((ROOT / entry.folder).glob("*-readable.parquet")):
+        for path in sorted((ROOT / entry.folder / "predictions").glob("*-readable.parquet")):
             table = pd.read_parquet(path)
             logits = np.stack(table["logits"].to_numpy())
             found = f1_score(

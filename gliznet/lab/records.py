@@ -177,9 +177,10 @@ class Reporter:
             raise LabError(f"{path} is not in the run's folder {self.out}; write it there")
         self._report.files[path.relative_to(out).as_posix()] = file_sha256(path)
 
-    def predictions(self, frame: pd.DataFrame, name: str = "predictions") -> Path:
-        """Write a table to `out`/`name`.parquet, make it part of the evidence, return the path."""
-        path = self.out / f"{name}.parquet"
+    def predictions(self, frame: pd.DataFrame, name: str) -> Path:
+        """Write a table to `out`/predictions/`name`.parquet, part of the evidence; its path."""
+        path = self.out / "predictions" / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
         predictions.write(frame, path)
         self.file(path)
         return path
