@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sympy
 import torch
+from hypothesis import strategies as st
 
 from gliznet.lab.checks import Checks
 from gliznet.lab.records import Reporter
@@ -81,3 +82,33 @@ def test_a_check_that_does_not_hold_raises_and_is_not_recorded(checks, method, a
 def test_an_unknown_kind_is_refused(checks):
     with pytest.raises(ValueError, match="kind is 'guess'"):
         checks.equal("a", "guess", 1, 1)
+
+
+NUMBERS = {"x": st.floats(-4, 4), "y": st.floats(-4, 4)}
+
+
+def test_hypothesis_searches_for_a_counter_example(checks):
+    smallest = checks.survives("a", lambda x, y: (x - y) ** 2, case="square", **NUMBERS)
+    assert 0 <= smallest < 1e-3
+    drawn = checks.refuted("a", "product", lambda x, y: x * y, **NUMBERS)
+    assert drawn["x"] * drawn["y"] < 0
+    assert set(metrics(checks)) == {"check/a/hypothesis, square", "reject/a/product"}
+    assert list(checks.rows()["result"]) == ["holds", "rejected"]
+
+
+def test_a_rare_counter_example_is_found_and_named(checks):
+    """A corner of one millionth of the square, which uniform draws would miss."""
+    with pytest.raises(AssertionError, match=r"a, hypothesis: the slack is .* at \{'x'") as error:
+        checks.survives("a", lambda x, y: 7.99 - x - y, **NUMBERS)
+    assert "'y'" in str(error.value)
+    assert metrics(checks) == {}
+
+
+def test_a_true_inequality_is_not_refuted_and_nan_does_not_survive(checks):
+    with pytest.raises(AssertionError, match="no case refutes 'true'"):
+        checks.refuted("a", "true", lambda x, y: (x - y) ** 2, **NUMBERS)
+    with pytest.raises(AssertionError, match="slack is nan"):
+        checks.survives("a", lambda x, y: float("nan"), **NUMBERS)
+    with pytest.raises(AssertionError, match="no case refutes 'within tolerance'"):
+        checks.refuted("a", "within tolerance", lambda x, y: -0.05, 1e-3, **NUMBERS)
+    assert metrics(checks) == {}

@@ -83,6 +83,16 @@ def test_a_gradient_or_identity_is_checked_three_ways(entry):
     assert checks(entry.equation) >= THREE
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [e for e in EQUATIONS if e.equation and e.kind in ("inequality", "limit")],
+    ids=lambda e: e.id,
+)
+def test_an_inequality_or_limit_survives_a_search_for_counter_examples(entry):
+    """The chapter holds the proof; the search is hypothesis's, guided and shrinking."""
+    assert "hypothesis" in checks(entry.equation)
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_rejects_a_wrong_formula(chapter):
     assert [m for m in record_of(chapter).metrics if m.startswith("reject/")]

@@ -1,15 +1,26 @@
 """Checks of a chapter: what must agree, what must be rejected, each a metric of the record."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import sympy
+from hypothesis import strategies as st
 
 from gliznet.lab.records import Reporter
 
-KINDS = ("symbolic", "autograd", "naive", "search", "exact", "library")
+KINDS = ("symbolic", "autograd", "naive", "hypothesis", "search", "exact", "library")
+# The same code draws the same cases. A slow case is no error: it may compile or load first.
+_SEARCH = hypothesis.settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=False,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
 
 
 class Checks:
@@ -17,8 +28,9 @@ class Checks:
 
     An equation is named by its label in the text without the prefix `eq-`. Kinds: "symbolic"
     (sympy), "autograd" (gradcheck, jacobian), "naive" (a loop or central differences written from
-    the formula alone), "search" (many random or hypothesis-drawn cases of an inequality), "exact"
-    (whole numbers, shapes, sets), "library" (a second, public implementation).
+    the formula alone), "hypothesis" (a guided search for a counter-example), "search" (many random
+    cases or a grid), "exact" (whole numbers, shapes, sets), "library" (a second, public
+    implementation).
 
     Several checks of one kind take a `case` each. Every method raises AssertionError, with the
     deviation, when the check fails.
@@ -68,6 +80,62 @@ class Checks:
             raise AssertionError(f"{equation}, {kind}: a case is {worst:.3g} below its bound")
         self._add(equation, kind, case, max(worst, 0.0), tolerance)
 
+    def survives(
+        self,
+        equation: str,
+        slack: Callable[..., Any],
+        tolerance: float = 0.0,
+        case: str = "",
+        examples: int = 500,
+        **strategies: st.SearchStrategy,
+    ) -> float:
+        """Hypothesis finds no case whose slack (right minus left side) is below -tolerance.
+
+        The search climbs towards small slack and shrinks the counter-example it finds, which is
+        then part of the error. `slack` takes the drawn values by name; a NaN is a counter-example.
+        Returns the smallest slack seen.
+        """
+        seen: list[float] = []
+
+        @hypothesis.settings(_SEARCH, max_examples=examples)
+        @hypothesis.given(st.fixed_dictionaries(strategies))
+        def probe(drawn: dict[str, Any]) -> None:
+            value = float(slack(**drawn))
+            if not value >= -tolerance:
+                raise AssertionError(f"{equation}, hypothesis: the slack is {value:.3g} at {drawn}")
+            seen.append(value)
+            if np.isfinite(value):
+                hypothesis.target(-value)
+
+        probe()
+        self._add(equation, "hypothesis", case, max(-min(seen), 0.0), tolerance)
+        return min(seen)
+
+    def refuted(
+        self,
+        equation: str,
+        mutant: str,
+        slack: Callable[..., Any],
+        tolerance: float = 0.0,
+        examples: int = 2000,
+        **strategies: st.SearchStrategy,
+    ) -> dict[str, Any]:
+        """A wrong inequality: hypothesis finds a case whose slack is clearly below -tolerance.
+
+        Returns the counter-example, shrunk to the simplest one that hypothesis can reach.
+        """
+        limit = -max(100 * tolerance, 1e-6)
+        try:
+            drawn = hypothesis.find(
+                st.fixed_dictionaries(strategies),
+                lambda drawn: float(slack(**drawn)) < limit,
+                settings=hypothesis.settings(_SEARCH, max_examples=examples),
+            )
+        except hypothesis.errors.NoSuchExample as error:
+            raise AssertionError(f"{equation}: no case refutes {mutant!r}") from error
+        self._reject(equation, mutant, -float(slack(**drawn)), tolerance)
+        return drawn
+
     def rejects(
         self, equation: str, mutant: str, found: Any, expected: Any, tolerance: float
     ) -> None:
@@ -75,8 +143,7 @@ class Checks:
         deviation = _deviation(found, expected)
         if not deviation > 100 * tolerance:
             raise AssertionError(f"{equation}: the mutant {mutant!r} passes ({deviation:.3g})")
-        self._report.metric(f"reject/{equation}/{mutant}", deviation, unit="deviation")
-        self._rows.append((equation, mutant, deviation, tolerance, "rejected"))
+        self._reject(equation, mutant, deviation, tolerance)
 
     def rows(self) -> pd.DataFrame:
         """Every check so far: equation, check, largest deviation, tolerance, result."""
@@ -108,6 +175,10 @@ class Checks:
         table = pd.DataFrame(shown).T
         table.index.name = "equation"
         return table
+
+    def _reject(self, equation: str, mutant: str, deviation: float, tolerance: float) -> None:
+        self._report.metric(f"reject/{equation}/{mutant}", deviation, unit="deviation")
+        self._rows.append((equation, mutant, deviation, tolerance, "rejected"))
 
     def _add(self, equation: str, kind: str, case: str, deviation: float, tolerance: float) -> None:
         if kind not in KINDS:
