@@ -21,9 +21,9 @@ def published(name: str) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """A value with its bounds, three decimals."""
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """A value with its bounds."""
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def paste_table(key: str, table: pd.DataFrame, caption: str) -> None:
