@@ -1,5 +1,6 @@
 """The README's code runs as printed, but for the name of the checkpoint."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from gliznet.backbones import TINY, load_or_build
 from gliznet.lab.profiles import load_profile
-from gliznet.lab.readme import fill, results_block, times_block
+from gliznet.lab.readme import TIMES, fill, results_block, times_block
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +37,15 @@ def test_the_checkpoint_of_the_readme_is_what_make_book_leaves():
 def test_generated_blocks_are_current():
     blocks = {"times": times_block(ROOT), "results": results_block()}
     assert fill(README, blocks) == README
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"), [("first", 900), ("again", 60), ("mathematics", 360)]
+)
+def test_the_commands_keep_their_budget_on_the_machine_of_record(command, limit):
+    if not (ROOT / TIMES).is_file():
+        pytest.skip("not timed yet: python -m gliznet.lab.readme --time")
+    assert json.loads((ROOT / TIMES).read_text())["seconds"][command] <= limit
 
 
 def test_fill_replaces_only_between_markers():
