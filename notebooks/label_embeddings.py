@@ -23,6 +23,7 @@
 # - **Order matters**, although the mean ignores it: the states that are averaged depend on positions. Reversing the tokens inside labels changes their embeddings by a relative {glue:text}`label_embeddings_token_order:s` on average, with the encoder of this page.
 # - **Appendix B.2 is wrong for a batch.** It averages label 1 of every text into one vector. On {glue:text}`label_embeddings_collision_texts:s` texts the relative error is {glue:text}`label_embeddings_collision:s`. One row per pair of text and label repairs it.
 # - **`[LAB]` saves next to nothing.** The encoder reads the label's tokens in both modes.
+# - **The first vector of `[LAB]` matters.** Copied from `[SEP]`, it makes the untrained `[LAB]` states of a text nearly alike; the mean of the vocabulary does so less.
 # - **No label vector can be stored for reuse.** It depends on the text and on the other labels, in both modes.
 #
 # The chapter treats math §5 and Appendix B.2, and the label representation of the model card.
@@ -50,6 +51,7 @@ import numpy as np
 import pandas as pd
 import sympy
 import torch
+from hypothesis import strategies as st
 from IPython.display import display
 from torch.autograd.functional import jacobian
 from torch.utils.flop_counter import FlopCounterMode
@@ -521,6 +523,310 @@ show(figure)
 # The best label changes in {glue:text}`label_embeddings_flips:s` texts.
 # The model is untrained, so these numbers describe its encoder.
 # Training may shrink them, but nothing in the formula removes them.
+#
+# ## Where `[LAB]` starts
+#
+# `[LAB]` is new: no pretrained encoder has it in its vocabulary.
+# The encoder looks up one row $E_v$ of its embedding matrix for each token $v$, so the new token needs a row before the first pass.
+# No source says which one.
+# The row matters in both modes, because the tokens of the labels and of the text read `[LAB]` too.
+# It is an input only: GliZNet has no output layer over the vocabulary to which it could be tied.
+#
+# The package offers two rows, chosen by `lab_init` of `from_backbone`.
+# Let $V$ be the number of rows before that of `[LAB]`, the control tokens among them; spare rows behind it do not count.
+#
+# ```{math}
+# :label: eq-label-embeddings-lab-init
+# E_{\text{LAB}} = E_{\text{SEP}} \quad (\texttt{separator, the default}), \qquad E_{\text{LAB}} = \bar E = \frac{1}{V} \sum_{v=1}^{V} E_v \quad (\texttt{mean}) .
+# ```
+#
+# A third row serves for comparison: normal numbers with the standard deviation from which the encoder's own rows once started.
+# That is what remains where nobody chooses.
+#
+# **`separator`: the encoder reads a `[SEP]`.**
+# Let $x'$ be the sequence $x$ with every `[LAB]` replaced by `[SEP]`, and $\mathcal{F}$ the encoder.
+#
+# ```{math}
+# :label: eq-label-embeddings-lab-as-sep
+# E_{\text{LAB}} = E_{\text{SEP}} \quad \Longrightarrow \quad \mathcal{F}(x) = \mathcal{F}(x') .
+# ```
+#
+# **Proof.** A token enters the encoder only through its row and its position, and both are the same in $x$ and $x'$. ∎
+#
+# So the untrained model reads pieces with `[SEP]` between them, a format that it knows.
+#
+# **`mean`: the row is short.**
+# Any $V$ vectors and their mean satisfy
+#
+# ```{math}
+# :label: eq-label-embeddings-mean-length
+# \lVert \bar E \rVert^2 = \frac{1}{V^2} \sum_{u=1}^{V} \sum_{v=1}^{V} \lVert E_u \rVert \lVert E_v \rVert \cos(E_u, E_v) = \frac{1}{V} \sum_{v=1}^{V} \lVert E_v \rVert^2 - \frac{1}{V} \sum_{v=1}^{V} \lVert E_v - \bar E \rVert^2 ,
+# ```
+#
+# ```{math}
+# :label: eq-label-embeddings-mean-short
+# \lVert \bar E \rVert \;\le\; \frac{1}{V} \sum_{v=1}^{V} \lVert E_v \rVert \;\le\; \Big( \frac{1}{V} \sum_{v=1}^{V} \lVert E_v \rVert^2 \Big)^{1/2} .
+# ```
+#
+# **Proof.** Multiply out $\langle \sum_u E_u, \sum_v E_v \rangle$ for the first form.
+# For the second, expand $\lVert E_v - \bar E \rVert^2$ and insert $\sum_v E_v = V \bar E$.
+# The inequalities are Jensen's, for the norm and for the square, which are both convex.
+# The first is an equality only where all vectors that are not zero point in one direction. ∎
+#
+# The cosines decide: the more they cancel, the shorter the mean.
+# For independent centred rows only the terms $u = v$ are left on average, and the mean has $1 / \sqrt{V}$ of the typical length.
+# The mean over a label's tokens in mode 1 obeys the same identity.
+#
+# **What the length does.**
+# BERT adds to the row the vectors $P_i$ of the position and $S$ of the segment, and normalises the sum.
+# For two `[LAB]` at positions $i$ and $i'$,
+#
+# ```{math}
+# :label: eq-label-embeddings-lab-input
+# x_i = \operatorname{LayerNorm}(a_i), \qquad a_i = E_{\text{LAB}} + P_i + S, \qquad a_i - a_{i'} = P_i - P_{i'} .
+# ```
+#
+# **Proof.** $E_{\text{LAB}}$ and $S$ are the same at both positions and cancel. ∎
+#
+# The difference of the sums does not depend on the row.
+# But the normalisation divides each sum by its size, so next to a long row the difference is small.
+# We expect from this: the shorter the row, the more the `[LAB]` of one text differ.
+# An encoder with relative positions only, such as DeBERTa-v3 {cite:p}`he2021debertav3`, has no $P_i$: all `[LAB]` get one input, whose length the normalisation removes.
+#
+# The library hypothesis searches the inequalities for counter-examples: it steers towards a violation and shrinks what it finds.
+# It draws two to six vectors of the plane and calls the package's mean; nothing is excluded.
+
+# %% tags=["hide-input"]
+path = resolve(backbone, report.out)
+by_mean = GliZNetForSequenceClassification.from_backbone(path, tokenizer, "card", lab_init="mean")
+lab, sep = tokenizer.lab_token_id, tokenizer.sep_token_id
+vocabulary = card.get_input_embeddings().weight.detach()[:lab]
+STARTS = {
+    "separator": card.get_input_embeddings().weight.detach()[lab],
+    "mean": by_mean.get_input_embeddings().weight.detach()[lab].double(),
+}
+row_by_loop = np.zeros(vocabulary.shape[1])
+for row in vocabulary.numpy():
+    row_by_loop += row / len(vocabulary)
+checks.equal("label-embeddings-lab-init", "exact", STARTS["separator"], vocabulary[sep])
+# The package averages in float32.
+checks.equal("label-embeddings-lab-init", "naive", STARTS["mean"], row_by_loop, 1e-7)
+for mutant, row in (("the other choice", STARTS["separator"]), ("sum", vocabulary.sum(dim=0))):
+    checks.rejects("label-embeddings-lab-init", mutant, STARTS["mean"], row, 1e-7)
+
+
+def starting_from(row):
+    """The card's model with another row for [LAB]."""
+    model = copy.deepcopy(card)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[lab] = row
+    return model
+
+
+as_separator = batch | {"input_ids": batch["input_ids"].masked_fill(is_lab, sep)}
+lab_at_mean = starting_from(STARTS["mean"])
+known_format = hidden_states(card, as_separator)
+states_at_mean = hidden_states(lab_at_mean, batch)
+attended = batch["attention_mask"].bool()
+checks.equal(
+    "label-embeddings-lab-as-sep", "exact", card_states[attended], known_format[attended], 1e-12
+)
+checks.rejects(
+    "label-embeddings-lab-as-sep",
+    "mean",
+    states_at_mean[attended],
+    known_format[attended],
+    1e-12,
+)
+
+vectors = sympy.Matrix(3, 2, sympy.symbols("e1:7"))
+centre = sympy.ones(1, 3) * vectors / 3
+inner = sum(vectors.row(u).dot(vectors.row(v)) for u in range(3) for v in range(3)) / 9
+apart = sum((vectors.row(v) - centre).dot(vectors.row(v) - centre) for v in range(3)) / 3
+squares = sum(e**2 for e in vectors) / 3
+for case, form in (("cosines", inner), ("distances", squares - apart)):
+    checks.zero("label-embeddings-mean-length", sympy.expand(centre.dot(centre) - form), case=case)
+
+
+def package_mean(rows):
+    """The package's mean of a list of vectors, and their lengths."""
+    rows = torch.as_tensor(rows, dtype=torch.float64)
+    everything = torch.ones(1, 1, len(rows), dtype=torch.bool)
+    return layers.pool_labels(rows[None], everything)[0, 0], rows.norm(dim=-1)
+
+
+found_mean, lengths = package_mean(vocabulary)
+typical = float(lengths.square().mean().sqrt())
+apart = float((vocabulary - found_mean).square().sum(dim=-1).mean())
+checks.equal(
+    "label-embeddings-mean-length",
+    "naive",
+    found_mean.square().sum(),
+    typical**2 - apart,
+    1e-12,
+    case="distances, vocabulary",
+)
+some = vocabulary[:: max(1, len(vocabulary) // 40)].numpy()
+double_sum = 0.0
+for u in some:
+    for v in some:
+        double_sum += float(sum(p * q for p, q in zip(u, v, strict=True))) / len(some) ** 2
+checks.equal(
+    "label-embeddings-mean-length",
+    "naive",
+    package_mean(some)[0].square().sum(),
+    double_sum,
+    1e-12,
+    case="cosines, some rows",
+)
+
+
+def shortfall(vectors):
+    """The smaller slack of the two inequalities."""
+    mean, lengths = package_mean(vectors)
+    return min(lengths.mean() - mean.norm(), lengths.square().mean().sqrt() - lengths.mean())
+
+
+SETS = st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4)), min_size=2, max_size=6)
+# Round-off of short sums of numbers up to four.
+checks.survives("label-embeddings-mean-short", shortfall, 1e-12, vectors=SETS)
+
+
+def above_the_shortest(vectors):
+    mean, lengths = package_mean(vectors)
+    return mean.norm() - lengths.min()
+
+
+counter = checks.refuted(
+    "label-embeddings-mean-short",
+    "no shorter than the shortest",
+    above_the_shortest,
+    1e-12,
+    vectors=SETS,
+)["vectors"]
+print(f"vectors {counter}: their mean is shorter than each of them")
+
+parts = card.backbone.embeddings
+norm = parts.LayerNorm
+place, segment = (
+    x.weight.detach() for x in (parts.position_embeddings, parts.token_type_embeddings)
+)
+at = torch.tensor(closing[0][real[0]])
+lab_inputs = {}
+for name, row in STARTS.items():
+    kept = []
+    model = card if name == "separator" else lab_at_mean
+    handle = model.backbone.embeddings.LayerNorm.register_forward_hook(
+        lambda module, given, result, kept=kept: kept.append((given[0], result))
+    )
+    hidden_states(model, {k: x[:1] for k, x in batch.items()})
+    handle.remove()
+    total, lab_inputs[name] = (x[0, at].detach() for x in kept[0])
+    by_hand = []
+    for p in at.tolist():
+        a_p = row + place[p] + segment[0]
+        centred = a_p - a_p.mean()
+        size = (centred.square().mean() + norm.eps).sqrt()
+        by_hand.append((norm.weight * centred / size + norm.bias).detach())
+    equation = "label-embeddings-lab-input"
+    checks.equal(equation, "naive", lab_inputs[name], torch.stack(by_hand), 1e-10, case=name)
+    differences = total - total[0]
+    checks.equal(
+        equation, "naive", differences, place[at] - place[at[0]], 1e-12, f"{name}, differences"
+    )
+after_norm = [x - x[0] for x in lab_inputs.values()]
+checks.rejects("label-embeddings-lab-input", "row cancels after the norm", *after_norm, 1e-10)
+
+# %% [markdown]
+# What do the rows change before any training?
+# The table takes each start into the encoder and compares the `[LAB]` of one text with each other and with the text's `[SEP]`.
+# A cosine of one between `[LAB]` would mean that mode 2 gives all labels of a text one direction.
+# The last column is the relative change of a label's mean in mode 1 against `separator`.
+
+# %% tags=["hide-input"]
+DRAWS = 3
+spread_of_rows = card.config.backbone_config.initializer_range
+generator = torch.Generator().manual_seed(seed)
+noise = torch.randn(DRAWS, vocabulary.shape[1], generator=generator).double()
+for number, row in enumerate(noise):
+    STARTS[f"random {number + 1}"] = spread_of_rows * row
+
+
+def mean_cosine(states, others=None):
+    """Mean cosine of all pairs of two sets, or of the pairs of one set."""
+    unit = states / states.norm(dim=-1, keepdim=True)
+    if others is None:
+        table = unit @ unit.T
+        return float((table.sum() - len(unit)) / (len(unit) * (len(unit) - 1)))
+    return float((unit @ (others / others.norm(dim=-1, keepdim=True)).T).mean())
+
+
+several_labels = [b for b in range(texts) if real[b].sum() > 1]
+starts = {}
+for name, row in STARTS.items():
+    model = {"separator": card, "mean": lab_at_mean}.get(name) or starting_from(row)
+    with torch.no_grad():
+        read = model.backbone.embeddings(batch["input_ids"])
+    seen = {"separator": card_states, "mean": states_at_mean}.get(name)
+    seen = hidden_states(model, batch) if seen is None else seen
+    moved = (layers.pool_labels(seen, membership) - pooled)[torch.tensor(real)].norm(dim=-1)
+    at_lab, at_sep = is_lab, batch["input_ids"] == sep
+    starts[name] = {
+        "length of the row": float(row.norm()) / typical,
+        "[LAB] inputs": np.mean([mean_cosine(read[b][at_lab[b]]) for b in several_labels]),
+        "[LAB] states": np.mean([mean_cosine(seen[b][at_lab[b]]) for b in several_labels]),
+        "[LAB] and [SEP] states": np.mean(
+            [mean_cosine(seen[b][at_lab[b]], seen[b][at_sep[b]]) for b in range(texts)]
+        ),
+        "change of mode 1": float((moved / pooled[torch.tensor(real)].norm(dim=-1)).mean()),
+    }
+starts = pd.DataFrame(starts).T
+for column in ("[LAB] inputs", "[LAB] states"):
+    checks.at_least(
+        "label-embeddings-lab-input",
+        "search",
+        starts.loc["separator", column],
+        starts.loc["mean", column],
+        case=f"the short row separates, {column}",
+    )
+for name in ("separator", "mean"):
+    for column in starts.columns[:-1]:
+        report.metric(f"lab_start/{name}/{column}", starts.loc[name, column], n=texts)
+report.metric("lab_start/mean/change of mode 1", starts.loc["mean", "change of mode 1"], n=texts)
+shown = starts.map("{:.2f}".format).rename_axis("row of `[LAB]`")
+shown.columns = [
+    "length over typical length",
+    "cosine between `[LAB]` inputs",
+    "cosine between `[LAB]` states",
+    "cosine of `[LAB]` and `[SEP]` states",
+    "change of mode 1",
+]
+paste_table(
+    "label-embeddings-start",
+    shown,
+    f"Starts of `[LAB]` in the untrained encoder {backbone}, means over {texts} texts; the typical "
+    "length is the root mean square over the vocabulary. Higher cosines in the row `mean` than in "
+    "the row `separator` would refute the prediction.",
+)
+paste("label_embeddings_start_length", f"{starts.loc['mean', 'length of the row']:.2f}")
+paste("label_embeddings_start_independent", f"{len(vocabulary) ** -0.5:.3f}")
+for name in ("separator", "mean"):
+    paste(f"label_embeddings_start_{name}", f"{starts.loc[name, '[LAB] states']:.2f}")
+    paste(f"label_embeddings_start_{name}_sep", f"{starts.loc[name, '[LAB] and [SEP] states']:.2f}")
+paste("label_embeddings_start_mode1", f"{starts.loc['mean', 'change of mode 1']:.2f}")
+
+# %% [markdown]
+# ```{glue:md} label-embeddings-start
+# :format: myst
+# ```
+#
+# The mean of the vocabulary has {glue:text}`label_embeddings_start_length:s` of the typical length; independent centred rows would give {glue:text}`label_embeddings_start_independent:s`.
+# The prediction holds: the mean cosine between the `[LAB]` states of a text is {glue:text}`label_embeddings_start_separator:s` with `separator` and {glue:text}`label_embeddings_start_mean:s` with `mean`.
+# With `separator` they have a cosine of {glue:text}`label_embeddings_start_separator_sep:s` to the state of `[SEP]`, with `mean` of {glue:text}`label_embeddings_start_mean_sep:s`.
+# Mode 1 is not spared: its label embeddings differ by a relative {glue:text}`label_embeddings_start_mode1:s` between the two.
+#
+# More different is not better: at the input only the positions differ, not the labels.
+# Which start trains better is not measured here.
 #
 # ## Projection and mean change places
 #

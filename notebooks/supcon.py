@@ -53,6 +53,7 @@ import pandas as pd
 import sympy
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from IPython.display import display
 from scipy.optimize import minimize
 
@@ -105,6 +106,8 @@ print(inspect.getsource(supcon_loss))
 #
 # The hidden cells check every formula on random rows and on hard ones: equal scores, one score far above the others, every label true, a single candidate.
 # The symbolic checks write $s_j = \log x_j$, so that every gradient is a rational function.
+# Every inequality is also given to `hypothesis`, a library that looks for counter-examples: it steers towards the tight cases and shrinks what it finds.
+# It is bound to find one for every wrong inequality that the chapter names.
 # The last section lists all checks.
 
 # %% tags=["hide-input"]
@@ -190,6 +193,16 @@ def naive(s, true):
             total += math.log(denominator)
             count += 1
     return total / count
+
+
+# What hypothesis draws: scores of the true labels (at least one), scores of the false ones.
+SCORE = st.floats(-4, 4)
+OWN, RIVALS = st.lists(SCORE, min_size=1, max_size=5), st.lists(SCORE, max_size=5)
+SOME_RIVALS = st.lists(SCORE, min_size=1, max_size=5)
+
+
+def drawn_row(own, rivals):
+    return row([*own, *rivals], [1] * len(own) + [0] * len(rivals))
 
 
 # Symbolic rows: x_j = exp(s_j), the first n of K labels true; the loss is symmetric in the labels.
@@ -468,9 +481,20 @@ cornered = [row([0.0] * n + [30.0] + [0.0] * 3, [1] * n + [0] * 4) for n in (2, 
 checks.at_least(
     "supcon-gradient-error",
     "search",
-    gather(relative_error, several + cornered),
-    gather(lambda s, t: (t.sum() - 1) / math.sqrt(t.sum() + 1), several + cornered),
+    gather(relative_error, cornered),
+    gather(lambda s, t: (t.sum() - 1) / math.sqrt(t.sum() + 1), cornered),
     1e-9,
+)
+
+
+def error_slack(own, rivals):
+    s, t = drawn_row(own, rivals)
+    return relative_error(s, t) - (t.sum() - 1) / math.sqrt(t.sum() + 1)
+
+
+# A false label is present, so that the gradient is not zero.
+checks.survives(
+    "supcon-gradient-error", error_slack, 1e-9, examples=200, own=OWN, rivals=SOME_RIVALS
 )
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Relative error of the gradient as printed, over the number of true labels among twenty. Dots: autograd on random scores. Dashed: equal scores. Solid: the bound that no scores undercut; a dot below it would refute the proof.", "name": "fig-supcon-gradient-error"}, "image": {"alt": "Dots on or above a rising curve that starts at zero for one true label; a second, higher curve for equal scores."}}
@@ -517,6 +541,8 @@ show(figure)
 #
 # So descent moves the two scores of a pair in the wrong order towards the right order, at a speed of at least $1/|P|$.
 # A true label with $p_j > 1/|P|$ may be pushed down meanwhile; the false one above it falls faster.
+# With the printed gradient no true label is ever pushed down.
+# The simplest counter-example that hypothesis finds has {glue:text}`supcon_pushed_down:s`.
 #
 # True and false labels are pushed equally hard in total, whatever their numbers:
 #
@@ -549,6 +575,31 @@ for s, t in MIXED:
 speeds, slowest = np.array(pairs).T
 checks.at_least("supcon-ranking", "search", speeds, slowest, ROUND)
 
+
+def speed_slack(own, rivals, lead):
+    """A false label leads the first true one: the speed of their gap less its bound."""
+    s, t = drawn_row(own, [*rivals, own[0] + lead])
+    g = gradient(s, t)
+    return g[-1] - g[0] - 1 / t.sum()
+
+
+def highest_push(own, rivals):
+    """The least negative push on a true label; it is negative where one is pushed down."""
+    s, t = drawn_row(own, rivals)
+    return -gradient(s, t)[t].max()
+
+
+checks.survives("supcon-ranking", speed_slack, ROUND, own=OWN, rivals=RIVALS, lead=st.floats(0, 4))
+pushed = checks.refuted(
+    "supcon-ranking", "no true label falls", highest_push, ROUND, own=OWN, rivals=RIVALS
+)
+told = {k: " and ".join(f"{x:g}" for x in scores) or "none" for k, scores in pushed.items()}
+down = gradient(*drawn_row(**pushed)).max()
+paste(
+    "supcon_pushed_down",
+    f"true scores {told['own']}, false scores {told['rivals']}; the slope of a true label is {down:.3f}",
+)
+
 all_zero(
     "supcon-balance",
     [
@@ -577,13 +628,14 @@ checks.equal(
     outside,
     10 * DIFFERENCE,  # up to nine differences are added
 )
-checks.at_least(
-    "supcon-mass",
-    "search",
-    gather(lambda s, t: softmax(s)[t].sum()),
-    gather(lambda s, t: t.sum() * math.exp(-value(s, t))),
-    ROUND,
-)
+
+
+def mass_slack(own, rivals):
+    s, t = drawn_row(own, rivals)
+    return softmax(s)[t].sum() - t.sum() * math.exp(-value(s, t))
+
+
+checks.survives("supcon-mass", mass_slack, ROUND, own=OWN, rivals=RIVALS)
 
 # %% [markdown]
 # ## Curvature
@@ -732,12 +784,31 @@ checks.equal("supcon-kl", "naive", gather(value), floor_of + gather(divergence),
 lifted = [
     row([a] * n + [0.0] * (9 - n), [1] * n + [0] * (9 - n)) for a in (1, 5, 20) for n in (1, 3, 8)
 ]
-checks.at_least(
+
+
+def above_floor(own, rivals):
+    s, t = drawn_row(own, rivals)
+    return value(s, t) - math.log(t.sum())
+
+
+def within(true_labels, false_labels, digits):
+    """The height that brings the loss within 10^-digits of the floor does so."""
+    eps = 10.0**-digits
+    height = math.log(false_labels / true_labels / math.expm1(eps))
+    s, t = drawn_row([height] * true_labels, [0.0] * false_labels)
+    return math.log(true_labels) + eps - value(s, t)
+
+
+checks.survives("supcon-floor", above_floor, ROUND, case="bound", own=OWN, rivals=RIVALS)
+checks.survives(
     "supcon-floor",
-    "search",
-    gather(value, CASES + lifted),
-    gather(lambda s, t: math.log(t.sum()), CASES + lifted),
+    within,
     ROUND,
+    case="as near as one likes",
+    examples=200,
+    true_labels=st.integers(1, 8),
+    false_labels=st.integers(1, 8),
+    digits=st.floats(0, 9),
 )
 checks.equal(
     "supcon-floor",
@@ -829,9 +900,24 @@ for n, k, tau in GRID:
     )
     tight.append(value(scores[0].numpy(), side > 0))
 checks.equal("supcon-bound", "exact", tight, bounds, ROUND)
-boxed = [(tau * rng.uniform(-1, 1, k), np.arange(k) < n) for n, k, tau in GRID for _ in range(3)]
-limits = np.repeat(bounds, 3)
-checks.at_least("supcon-bound", "search", gather(value, boxed), limits, ROUND, case="random scores")
+
+
+def above_bound(own, rivals, scale):
+    """Scores are drawn up to four, so a fourth of them is a cosine."""
+    s, t = drawn_row(own, rivals)
+    return value(s * scale / 4, t) - bound(t.sum(), len(t), scale)
+
+
+checks.survives(
+    "supcon-bound",
+    above_bound,
+    ROUND,
+    case="scores in the box",
+    examples=300,
+    own=OWN,
+    rivals=RIVALS,
+    scale=st.floats(0.1, 20),
+)
 checks.rejects(
     "supcon-bound",
     "half the range",
@@ -1106,22 +1192,24 @@ checks.equal(
     [m - c[t].mean() for c, t in ends for m in (c.mean(), c.max())],
     1e-8,  # τ is near its ends, not there
 )
-middle = [(slope_at(float(rng.uniform(0.1, 20)), c, t), c, t) for c, t in ends for _ in range(5)]
-checks.at_least(
+
+
+def between_ends(own, rivals, scale):
+    c, t = drawn_row(own, rivals)
+    c = c / 4
+    lead = slope_at(scale, c, t) + c[t].mean()
+    return min(c.max() - lead, lead - c.mean())
+
+
+checks.survives(
     "supcon-tau-ends",
-    "search",
-    [c.max() - c[t].mean() for _, c, t in middle],
-    [slope for slope, _, _ in middle],
+    between_ends,
     ROUND,
-    case="below the upper end",
-)
-checks.at_least(
-    "supcon-tau-ends",
-    "search",
-    [slope for slope, _, _ in middle],
-    [c.mean() - c[t].mean() for _, c, t in middle],
-    ROUND,
-    case="above the lower end",
+    case="between the ends",
+    examples=200,
+    own=OWN,
+    rivals=RIVALS,
+    scale=st.floats(0.1, 20),
 )
 finite = (np.array([0.9, 0.6, 0.1, -0.4]), np.array([True, True, False, False]))
 best = minimize(lambda x: naive(x[0] * finite[0], finite[1]), [3.0], bounds=[(1e-6, 100)]).x[0]
@@ -1546,7 +1634,14 @@ checks.rejects(
 
 # %% tags=["hide-input"]
 first, second = gather(lambda s, t: ovn_value(s, t, 0.0)), gather(value)
-checks.at_least("supcon-ovn-order", "search", second, first, ROUND)
+
+
+def order_slack(own, rivals):
+    s, t = drawn_row(own, rivals)
+    return value(s, t) - ovn_value(s, t, 0.0)
+
+
+checks.survives("supcon-ovn-order", order_slack, ROUND, examples=300, own=OWN, rivals=RIVALS)
 checks.equal(
     "supcon-ovn-order",
     "exact",
@@ -1740,15 +1835,22 @@ checks.equal("supcon-stable", "naive", gather(value, LARGE), gather(exact_loss, 
 checks.equal(
     "supcon-stable", "autograd", gather(gradient, LARGE), gather(exact_gradient, LARGE), ROUND
 )
-sums = gather(lambda s, t: math.log(np.exp(s - s.max()).sum()), CASES + LARGE)
-checks.at_least("supcon-stable", "search", sums, 0.0, ROUND, case="lower end")
-checks.at_least(
+
+
+def inside_both_ends(scores, scale):
+    s = scale * np.array(scores)
+    total = math.log(np.exp(s - s.max()).sum())
+    return min(total, math.log(len(s)) - total)
+
+
+checks.survives(
     "supcon-stable",
-    "search",
-    gather(lambda s, t: math.log(len(s)), CASES + LARGE),
-    sums,
+    inside_both_ends,
     ROUND,
-    case="upper end",
+    case="both ends",
+    examples=200,
+    scores=OWN,
+    scale=st.floats(0.1, 1000),
 )
 
 lines = {}
@@ -1950,7 +2052,7 @@ OUTCOMES = {
     "math-8.1.1-mass": (
         "verified",
         "the mass of the true labels is at least their number times the exponential of minus the "
-        f"loss ({support('supcon-mass')})",
+        f"loss; hypothesis finds no exception ({support('supcon-mass')})",
     ),
     "math-8.1.1-log-softmax": (
         "verified",
@@ -1964,7 +2066,7 @@ OUTCOMES = {
     "math-8.1.2-ranking": (
         "verified",
         f"in {len(speeds)} pairs in the wrong order the gap closes with a speed of at least one over the "
-        f"number of true labels ({support('supcon-ranking')})",
+        f"number of true labels, and hypothesis finds no exception ({support('supcon-ranking')})",
     ),
     "math-8.1.2-calibration": (
         "corrected",
@@ -1975,7 +2077,7 @@ OUTCOMES = {
     "math-8.1.2-multi-label": (
         "verified",
         "the mean over true labels is defined and minimal where they share the mass equally; the price is a "
-        f"floor, {corpus_floor:.2f} on the corpus ({support('supcon-kl', 'supcon-floor')})",
+        f"floor, {corpus_floor:.2f} on the corpus, which hypothesis cannot undercut ({support('supcon-kl', 'supcon-floor')})",
     ),
     "math-8.1.3-infonce": (
         "verified",
