@@ -541,7 +541,7 @@ show(figure)
 # ```
 #
 # A third row serves for comparison: normal numbers with the standard deviation from which the encoder's own rows once started.
-# That is what remains where nobody chooses.
+# Such a row is what `transformers` appends here before the package overwrites it.
 #
 # **`separator`: the encoder reads a `[SEP]`.**
 # Let $x'$ be the sequence $x$ with every `[LAB]` replaced by `[SEP]`, and $\mathcal{F}$ the encoder.
@@ -665,6 +665,13 @@ checks.equal(
     typical**2 - apart,
     1e-12,
     case="distances, vocabulary",
+)
+checks.rejects(
+    "label-embeddings-mean-length",
+    "the typical length",
+    found_mean.square().sum(),
+    typical**2,
+    1e-12,
 )
 some = vocabulary[:: max(1, len(vocabulary) // 40)].numpy()
 double_sum = 0.0
