@@ -1128,7 +1128,8 @@ paste("heads_chain_used", f"{1 - unused:.2f}")
 # - *Without R,* though no embedding is shorter than one. The label's move {glue:text}`heads_long_tokens:s`.
 #
 # A larger constant falls as well.
-# For the first, shrink the label vectors: a cosine depends on directions only, so the quotient grows like one over their length.
+# For the first, shrink the label vectors: the text vector tends to the plain mean of the tokens, and the cosine keeps the labels' directions.
+# So the change stays, and the quotient grows like one over their length.
 # For the second take tokens {math}`(1, \pm t)` and {math}`q = (1, 0)`, {math}`q' = (1, t^{-2})`.
 # Then {math}`e = (1, 0)` and {math}`e' = (1, t \tanh(1/t))`, which tends to {math}`(1, 1)`; so the quotient grows like {math}`(1 - 1/\sqrt{2})\, \tau\, t^2`.
 
