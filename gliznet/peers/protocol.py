@@ -2,7 +2,8 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
@@ -68,9 +70,17 @@ class FitSettings:
         if not 0 < self.trained_share <= 1:
             raise ValueError(f"trained_share is {self.trained_share}: it must be in (0, 1]")
 
-    def arguments(self, folder: str | Path, **changes: Any) -> TrainingArguments:
-        """The `TrainingArguments` that GliZNet's own training uses, for this budget."""
-        return TrainingArguments(
+    def arguments(
+        self, folder: str | Path, kind: type[TrainingArguments] = TrainingArguments, **changes: Any
+    ) -> TrainingArguments:
+        """The `TrainingArguments` that GliZNet's own training uses, for this budget.
+
+        Args:
+            folder: of the checkpoints.
+            kind: a library's own subclass, for its own trainer.
+            **changes: arguments that differ.
+        """
+        return kind(
             output_dir=str(folder),
             **{
                 **SCHEDULES[self.schedule],
@@ -107,6 +117,20 @@ class Costs:
     sequences: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+    @contextmanager
+    def counting(self, encoder: nn.Module) -> Iterator[None]:
+        """Adds what goes through a Hugging Face encoder inside the block, by its attention mask."""
+
+        def add(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self.sequences += len(kwargs["attention_mask"])
+            self.tokens += int(kwargs["attention_mask"].sum())
+
+        hook = encoder.register_forward_pre_hook(add, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 class Peer(ABC):
