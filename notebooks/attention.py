@@ -888,6 +888,30 @@ checks.equal("attention-cold", "search", frozen, z[best].mean(dim=0), 1e-12, cas
 boiling = by_package(e, z, np.ones(6, bool), 1e12)[0]
 checks.equal("attention-hot", "search", boiling, z.mean(dim=0), 1e-10, case="limit")
 
+
+def switched(kind, tau):
+    """Text embeddings of the small model under a switch, and its projected states."""
+    tiny.config.text_embedding = kind
+    with torch.no_grad():
+        tiny.log_tau_attn.fill_(math.log(tau))
+        found = tiny.eval()(**one_text).text_embeddings
+        states = tiny.text_projection(tiny.backbone(one_text["input_ids"]).last_hidden_state)
+    tiny.config.text_embedding = "label_attention"
+    return found[0], states[0]
+
+
+one_text = {  # [CLS], three words, [SEP], two labels of a word each with their [LAB]
+    "input_ids": torch.tensor([[1, 5, 6, 7, 2, 8, 3, 9, 3]]),
+    "attention_mask": torch.ones(1, 9, dtype=torch.long),
+    "lmask": torch.tensor([[0, 0, 0, 0, 0, 1, 0, 2, 0]]),
+}
+averaged, states = switched("mean", 1.0)
+checks.equal(
+    "attention-hot", "exact", averaged, states[1:4].mean(0).expand(2, -1), 1e-12, "the switch"
+)
+hottest, _ = switched("label_attention", 1e12)
+checks.equal("attention-hot", "exact", averaged, hottest, 1e-9, case="the switch is the limit")
+
 LEAD, SIZES = 3.0, (10, 100, 500)
 diluted = []
 for size in SIZES:

@@ -579,6 +579,36 @@ unexplained = float(residual.square().mean().sqrt() / target.square().mean().sqr
 paste("heads_unexplained", f"{100 * unexplained:.0f} %")
 
 # %% [markdown]
+# The nesting also gives the two learned heads their start.
+# The package begins with {math}`w = d^{-1/2}\,\mathbf{1}`, {math}`W = d^{-1/2} I` and {math}`b = 0`, so both start as one head, a dot product over {math}`\sqrt d`:
+#
+# ```{math}
+# :label: eq-heads-start
+# \mathrm{sim}_{\text{dot}}(u, v) = \mathrm{sim}_{\text{bil}}(u, v) = \frac{\langle u, v \rangle}{\sqrt d}, \qquad \operatorname{Var} \frac{\langle u, v \rangle}{\sqrt d} = 1
+# ```
+#
+# for independent coordinates of mean zero and variance one.
+# *Proof.* The {math}`d` products are uncorrelated and each has variance one, so their sum has variance {math}`d`. ∎
+#
+# Behind a LayerNorm the coordinates have about this scale, so neither head starts saturated, at any width.
+# A random {math}`W` would have the same variance and erase what the encoder knows: it scores a pair of equal vectors like a pair of unrelated ones.
+
+# %% tags=["hide-input"]
+SINGLE = 1e-6  # the heads' weights are born in float32
+for d in (2, 3, 6):
+    # Every pair of sign vectors once: independent coordinates of variance one, without sampling.
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=2 * d)), dtype=torch.float64)
+    first, second = signs[None, :, :d], signs[None, :, d:]
+    by_hand = (first * second).sum(-1)[0] / math.sqrt(d)
+    for kind in ("dot", "bilinear"):
+        config = GliZNetConfig(projected_dim=d, projection_init="default", head=kind)
+        start = SimilarityHead(config).double()(first, second, TAU)[0].detach()
+        checks.equal("heads-start", "exact", start, by_hand, SINGLE, f"{kind}, {d}")
+        spread = start.var(correction=0)
+        checks.equal("heads-start", "exact", spread, 1.0, SINGLE, f"variance, {kind}, {d}")
+checks.rejects("heads-start", "weights of one", by_hand * math.sqrt(d), start, SINGLE)
+
+# %% [markdown]
 # How far apart are they?
 # Take random directions and lengths that vary by a factor of four at most.
 # The best bilinear head for these very pairs, found by least squares, still has a root mean square error of {glue:text}`heads_unexplained` of that of the cosine scores themselves.

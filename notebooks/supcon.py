@@ -1973,6 +1973,8 @@ pd.DataFrame(
 #
 # - One candidate: the loss and its gradient are zero, whether the label is true or not.
 # - Every candidate true: SupCon asks for equal scores and then reaches its floor $\log K$. One-vs-negatives has no rival and is zero.
+# - Soft targets: the set $P$ is a yes or no, so the package counts a target above one half as true and any other as false.
+# - Padding: a padded score is replaced by half of the lowest finite number, whose exponential is zero. With the lowest number itself, less a large score, the difference would be minus infinity.
 
 # %% tags=["hide-input"]
 edges = {
@@ -2006,6 +2008,14 @@ checks.equal(
     [0.0] * 3,
     case="no false label",
 )
+hard, soft = (value(np.array([3.0, 1, -1]), np.array(t)) for t in ([1.0, 0, 1], [0.6, 0.5, 1]))
+checks.equal("supcon-loss", "exact", soft, hard, case="soft targets")
+for dtype in (torch.float16, torch.float32, torch.float64):
+    high = torch.tensor([[torch.finfo(dtype).max / 4, 1.0, 0.0]], dtype=dtype, requires_grad=True)
+    target, mask = torch.tensor([[1.0, 0.0, 0.0]], dtype=dtype), torch.tensor([[True, True, False]])
+    padded = supcon_loss(high, target, mask) + one_vs_negatives_loss(high, target, mask, 0.0)
+    (slope,) = torch.autograd.grad(padded, high)
+    assert padded.isfinite() and slope.isfinite().all() and slope[0, 2] == 0, dtype
 edge_table.index.name = "text"
 edge_table.round(4)
 
