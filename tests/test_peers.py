@@ -1,5 +1,6 @@
 """Every peer keeps the protocol: shapes, bad input, costs, fitting, saving, resuming."""
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -36,6 +37,15 @@ def peer(request, backbone) -> peers.Peer:
     return peers.build(request.param, backbone, max_length=64, **OPTIONS.get(request.param, {}))
 
 
+@pytest.fixture
+def unchecked():
+    """Turns off the shape checks, which refuse a wrong type before the package's own check."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
 def test_scores_have_a_row_per_text_and_a_column_per_label(peer):
     scores = peer.predict(TEXTS, LABELS)
     assert scores.shape == (3, 4) and scores.dtype == np.float32
@@ -63,6 +73,7 @@ def test_costs_count_what_was_predicted(peer):
     assert peer.costs.sequences > first[0] and peer.costs.tokens > first[1]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("texts", "labels", "error"),
     [
@@ -91,6 +102,7 @@ def test_odd_texts_get_finite_scores(peer, text):
     assert np.isfinite(peer.predict([text, TEXTS[0]], LABELS)).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("option", ["max_length", "batch_size"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, None])
 def test_a_wrong_size_is_refused_with_its_name(backbone, option, value):
