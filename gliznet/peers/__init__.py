@@ -11,6 +11,7 @@ from gliznet.peers.protocol import Costs, FitSettings, MissingExtra, Peer, PeerE
 
 PEERS = {
     "gliznet": "gliznet.peers.gliznet:GliZNetPeer",
+    "sce": "gliznet.peers.sce:SCEPeer",
 }
 """Name of each peer and where its class lies."""
 
