@@ -11,6 +11,10 @@ from gliznet.peers.protocol import Costs, FitSettings, MissingExtra, Peer, PeerE
 
 PEERS = {
     "gliznet": "gliznet.peers.gliznet:GliZNetPeer",
+    "cross-encoder": "gliznet.peers.cross_encoder:CrossEncoderPeer",
+    "nli": "gliznet.peers.nli:NLIPeer",
+    "bi-encoder": "gliznet.peers.bi_encoder:BiEncoderPeer",
+    "embedding": "gliznet.peers.bi_encoder:EmbeddingPeer",
     "sce": "gliznet.peers.sce:SCEPeer",
 }
 """Name of each peer and where its class lies."""

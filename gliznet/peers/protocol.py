@@ -120,11 +120,16 @@ class Costs:
 
     @contextmanager
     def counting(self, encoder: nn.Module) -> Iterator[None]:
-        """Adds what goes through a Hugging Face encoder inside the block, by its attention mask."""
+        """Adds what goes through an encoder inside the block, by its attention mask.
+
+        Args:
+            encoder: a module that takes `attention_mask` `(B, L)` by name, or a dictionary with it.
+        """
 
         def add(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            self.sequences += len(kwargs["attention_mask"])
-            self.tokens += int(kwargs["attention_mask"].sum())
+            mask = (kwargs if "attention_mask" in kwargs else args[0])["attention_mask"]
+            self.sequences += len(mask)
+            self.tokens += int(mask.sum())
 
         hook = encoder.register_forward_pre_hook(add, with_kwargs=True)
         try:
