@@ -64,5 +64,5 @@ $(READY): pyproject.toml constraints.txt
 	@test -f $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
 	@# Modules are compiled when they are first imported: most never are.
-	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -c constraints.txt -e '.[book,peers,test]'
 	@touch $@
