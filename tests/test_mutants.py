@@ -71,6 +71,13 @@ def near(found: Tensor | float, expected: float) -> None:
     assert abs(float(torch.as_tensor(found, dtype=torch.float64).detach()) - expected) < 1e-9
 
 
+def differentiable(loss: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Its gradients are those of its own values, by central differences: nothing is detached."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    assert all(g is not None for g in torch.autograd.grad(loss(*leaves), leaves, allow_unused=True))
+    torch.autograd.gradcheck(loss, leaves)
+
+
 def check_supcon(module: ModuleType) -> None:
     for seed in range(3):
         b = batch(seed)
@@ -80,8 +87,12 @@ def check_supcon(module: ModuleType) -> None:
             if positive
         ]
         near(module.supcon_loss(b.logits, b.labels, b.mask), mean(expected))
-        # A label is true from one half on, as soft targets are read.
-        near(module.supcon_loss(b.logits, 0.2 + 0.6 * b.labels, b.mask), mean(expected))
+        # A label is true above one half, as soft targets are read.
+        for soft in (0.2 + 0.6 * b.labels, 0.5 + 0.1 * b.labels):
+            near(module.supcon_loss(b.logits, soft, b.mask), mean(expected))
+        # A shift of every score changes nothing, however far down.
+        near(module.supcon_loss(b.logits - 1e4, b.labels, b.mask), mean(expected))
+        differentiable(lambda s, b=b: module.supcon_loss(s, b.labels, b.mask), b.logits)
 
 
 def check_one_vs_negatives(module: ModuleType) -> None:
@@ -93,7 +104,13 @@ def check_one_vs_negatives(module: ModuleType) -> None:
             own = [math.exp(s[j] - margin) for j in positive]
             if positive:
                 per_row.append(mean([-math.log(x / (x + others)) for x in own]))
-        near(module.one_vs_negatives_loss(b.logits, b.labels, b.mask, margin), mean(per_row))
+        for logits in (b.logits, b.logits - 1e4):
+            near(module.one_vs_negatives_loss(logits, b.labels, b.mask, margin), mean(per_row))
+        half = 0.5 + 0.1 * b.labels
+        near(module.one_vs_negatives_loss(b.logits, half, b.mask, margin), mean(per_row))
+        differentiable(
+            lambda s, b=b, m=margin: module.one_vs_negatives_loss(s, b.labels, b.mask, m), b.logits
+        )
 
 
 def check_repulsion(module: ModuleType) -> None:
@@ -109,6 +126,9 @@ def check_repulsion(module: ModuleType) -> None:
         near(module.repulsion_loss(b.embeddings, b.mask, threshold), mean(per_row))
         if threshold == default:
             near(module.repulsion_loss(b.embeddings, b.mask), mean(per_row))
+        differentiable(
+            lambda e, b=b, t=threshold: module.repulsion_loss(e, b.mask, t), b.embeddings
+        )
 
 
 def check_vicreg(module: ModuleType) -> None:
@@ -121,6 +141,11 @@ def check_vicreg(module: ModuleType) -> None:
         below = [target - math.sqrt(float(covariance[i, i]) + 1e-4) for i in range(d)]
         hinge = mean([max(0.0, x) for x in below])
         near(module.vicreg_loss(b.embeddings, b.mask, **given), hinge + apart / d)
+    differentiable(lambda e: module.vicreg_loss(e, b.mask), b.embeddings)
+    alone = torch.zeros_like(b.mask)
+    near(module.vicreg_loss(b.embeddings, alone), 0.0)
+    alone[0, 0] = True
+    near(module.vicreg_loss(b.embeddings, alone), 0.0)
 
 
 def check_bce(module: ModuleType) -> None:
@@ -135,6 +160,10 @@ def check_bce(module: ModuleType) -> None:
                 terms.append(-y * math.log(p) - (1 - y) * math.log(1 - p))
         targets = certain * b.labels + (1 - certain) * (1 - b.labels)
         near(module.bce_loss(b.logits, targets, b.mask, tau, tau_bce), mean(terms))
+        scales = torch.tensor([tau, tau_bce], dtype=torch.float64).unbind()
+        differentiable(
+            lambda s, t, u, b=b, y=targets: module.bce_loss(s, y, b.mask, t, u), b.logits, *scales
+        )
 
 
 def check_total(module: ModuleType) -> None:
@@ -218,10 +247,23 @@ def check_model(module: ModuleType) -> None:
         num_attention_heads=2,
         intermediate_size=8,
     )
+    # No switch has its default, so that a model which ignores one is found.
+    switches = {
+        "repulsion_threshold": -0.9,
+        "margin": 0.8,
+        "vicreg_target_std": 3.0,
+        "contrastive_weight": 0.7,
+        "repulsion_weight": 1.3,
+        "bce_weight": 0.4,
+    }
     for preset in ("math", "card"):
         torch.manual_seed(0)
         config = getattr(GliZNetConfig, preset)(
-            encoder, lab_token_id=LAB, control_token_ids=[CLS, SEP, LAB], tau_bce=2.0
+            encoder,
+            lab_token_id=LAB,
+            control_token_ids=[CLS, SEP, LAB],
+            tau_bce=2.0,
+            **switches,
         )
         model = module.GliZNetForSequenceClassification(config).double().eval()
         for parameter in model.parameters():
@@ -233,6 +275,7 @@ def check_model(module: ModuleType) -> None:
             z_text, z_label = model.text_projection(hidden), model.label_projection(hidden)
             tau, tau_attn = float(model.tau), float(model.tau_attn)
             expected = torch.zeros(2, 2, dtype=torch.float64)
+            label_embeddings = torch.zeros(2, 2, z_label.shape[-1], dtype=torch.float64)
             for b in range(2):
                 row = IDS[b].tolist()
                 text = list(range(1, row.index(SEP)))
@@ -240,6 +283,7 @@ def check_model(module: ModuleType) -> None:
                 for j in range(2):
                     own = (LMASK[b] == j + 1).nonzero().flatten().tolist()
                     label = pooled(z_label[b], own if preset == "math" else [labs[j]])
+                    label_embeddings[b, j] = label
                     summary = attended(label, z_text[b], z_text[b], text, tau_attn)
                     if preset == "math":
                         expected[b, j] = tau * (summary @ label / (summary.norm() * label.norm()))
@@ -249,7 +293,26 @@ def check_model(module: ModuleType) -> None:
             ratio = float(model.tau_bce) / tau if preset == "math" else 1.0
             torch.testing.assert_close(model.probability_logits(expected), expected * ratio)
             whole = torch.ones(2, 2, dtype=torch.bool)
-            near(found.loss_terms["bce"], float(losses.bce_loss(expected * ratio, TARGETS, whole)))
+            own = label_embeddings, whole
+            contrastive, repulsion = (
+                (
+                    losses.supcon_loss(expected, TARGETS, whole),
+                    losses.repulsion_loss(*own, switches["repulsion_threshold"]),
+                )
+                if preset == "math"
+                else (
+                    losses.one_vs_negatives_loss(expected, TARGETS, whole, switches["margin"]),
+                    losses.vicreg_loss(*own, switches["vicreg_target_std"]),
+                )
+            )
+            bce = losses.bce_loss(expected * ratio, TARGETS, whole)
+            terms = {"contrastive": contrastive, "repulsion": repulsion, "bce": bce}
+            for name, value in terms.items():
+                near(found.loss_terms[name], float(value))
+            weights = (switches[f"{name}_weight"] for name in terms)
+            near(
+                found.loss, float(sum(w * t for w, t in zip(weights, terms.values(), strict=True)))
+            )
 
 
 def steps(*sizes: int) -> int:
