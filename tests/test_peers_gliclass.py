@@ -371,7 +371,9 @@ def test_control_tokens_in_a_text_or_label_are_data(name, backbone):
         peer.tokenizer.convert_tokens_to_ids("<<LABEL>>") not in peer.tokenizer(nested)["input_ids"]
         or name == "gliclass-bi"
     )
-    assert np.isfinite(peer.predict("<<LABEL>> a", ["<<SEP>>", "[SEP] <<LABEL>>", "b"])).all()
+    read = peer.predict("<<LABEL>> a [SEP]", ["<<SEP>>", "[SEP] <<LABEL>>", "b"])
+    spelled = peer.predict("< < LABEL > > a [ SEP ]", ["< < SEP > >", "[ SEP ] < < LABEL > >", "b"])
+    np.testing.assert_array_equal(read, spelled)
 
 
 def test_a_long_text_is_cut_and_labels_never_are(name, backbone):

@@ -11,6 +11,9 @@ from gliznet.peers.protocol import Costs, FitSettings, MissingExtra, Peer, PeerE
 
 PEERS = {
     "gliznet": "gliznet.peers.gliznet:GliZNetPeer",
+    "gliclass-uni": "gliznet.peers.gliclass:GLiClassUniEncoder",
+    "gliclass-bi": "gliznet.peers.gliclass:GLiClassBiEncoder",
+    "gliclass-fused": "gliznet.peers.gliclass:GLiClassBiEncoderFused",
     "cross-encoder": "gliznet.peers.cross_encoder:CrossEncoderPeer",
     "nli": "gliznet.peers.nli:NLIPeer",
     "bi-encoder": "gliznet.peers.bi_encoder:BiEncoderPeer",
