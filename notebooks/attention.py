@@ -21,6 +21,7 @@
 #
 # - **A higher temperature spreads the attention.** Math §12.2 says the opposite of the formula in §6.3.
 # - **Only the tokens of the text should take part.** The set of §6.2 holds the control tokens too, so a label can read its own `[LAB]` and score without evidence. The batch formula of §6.3 has no mask at all.
+# - **The leak is possible by construction; training was not seen to widen it.** Runs of {glue:text}`attention_leak_steps:s` steps from one seed do not show that training with the literal set sends more weight to the control tokens. A full training with that set was not run.
 # - **The code of Appendix B.1 fails** as soon as a text has more than one label.
 # - **Text follows label.** With dot products, moving a label never moves its text vector the opposite way.
 # - **Cosine scores need a small temperature,** or the result is close to the plain mean.
@@ -650,23 +651,15 @@ for name in ("only value", "only key", "key sign"):
     checks.rejects("attention-token-gradient", name, gap[name], 0.0, 1e-7)
 checks.rejects("attention-label-gradient", "no temperature", gap["no temperature"], 0.0, 1e-7)
 
-# Monotonicity: near, far, opposite and equal labels.
-products, same = [], 0.0
-for _ in range(5 * cases):
+# Labels whose difference is orthogonal to all differences of tokens share one embedding.
+same, pairs_tried = 0.0, 5 * cases
+for _ in range(pairs_tried):
     e, z, allowed, tau_r = random_case(0.02, 5.0)
-    size = 10.0 ** rng.uniform(-6, 3)
-    for other in (e + size * rng.normal(size=D), -e, e.copy(), size * e):
-        pair = [by_package(torch.tensor(x), torch.tensor(z), allowed, tau_r)[0] for x in (e, other)]
-        products.append(float(torch.tensor(e - other) @ (pair[0] - pair[1])))
-    flat_z = z.copy()
-    flat_z[:, 0] = flat_z[0, 0]  # all differences of tokens are orthogonal to the first axis
-    other = e + np.array([size, 0.0, 0.0])
-    pair = [
-        by_package(torch.tensor(x), torch.tensor(flat_z), allowed, tau_r)[0] for x in (e, other)
-    ]
+    z[:, 0] = z[0, 0]
+    other = e + np.array([10.0 ** rng.uniform(-6, 3), 0.0, 0.0])
+    pair = [by_package(torch.tensor(x), torch.tensor(z), allowed, tau_r)[0] for x in (e, other)]
     # A size of 1000 costs three digits in the scores, and a small temperature two more.
     same = max(same, float((pair[0] - pair[1]).abs().max()))
-checks.at_least("attention-monotone", "search", products, 0.0, 1e-10)
 checks.equal("attention-monotone", "search", same, 0.0, 1e-9, case="orthogonal difference")
 alone = [by_package(torch.tensor(rng.normal(size=D)), zt[:1], [True], 1.0)[0] for _ in range(4)]
 checks.equal(
@@ -849,35 +842,8 @@ for name, case in (("weight", "weight"), ("text", "embedding")):
 checks.equal("attention-scale", "autograd", gap["scale, autograd"], 0.0, 1e-12)
 checks.equal("attention-scale", "naive", gap["scale, naive"], 0.0, 1e-12)
 
-# Inequalities and limits: many scores, with ties, tiny gaps, equal scores and long texts.
-tops, cold, hot, tied = [], [], [], []
-for case in range(20 * cases):
-    size = int(rng.integers(1, 40))
-    a = rng.normal(size=size) * 10 ** rng.uniform(-3, 2)
-    if case % 4 == 1:
-        a = np.round(a)
-    if case % 4 == 2:
-        a[:] = a[0]
-    if case % 4 == 3:
-        a[rng.integers(size)] = a.max() + 1e-9
-    low, high = np.sort(10 ** rng.uniform(-3, 3, size=2))
-    # Keys of one dimension and a label of length one make the scores whatever is wanted.
-    one, z = torch.ones(1, dtype=torch.float64), torch.tensor(a)[:, None]
-    pair = [by_package(one, z, np.ones(size, bool), h)[1] for h in (low, high)]
-    order = np.argsort(-a, kind="stable")
-    sums = [w.numpy()[order].cumsum() for w in pair]
-    tops.append((sums[0] - sums[1]).min())
-    best = a == a.max()
-    outer = (a.max() - a[~best].max()) if (~best).any() else 0.0
-    bound = (size - best.sum()) / best.sum() * math.exp(-outer / low) if (~best).any() else 0.0
-    cold.append(bound - float(pair[0][torch.tensor(~best)].sum()))
-    tied.append(float(pair[0][torch.tensor(best)].max() - pair[0][torch.tensor(best)].min()))
-    spread = min((a.max() - a.min()) / high, 700.0)
-    hot.append((math.exp(spread) - 1) / size - float((pair[1] - 1 / size).abs().max()))
-checks.at_least("attention-top", "search", tops, 0.0, 1e-12)
-checks.at_least("attention-cold", "search", cold, 0.0, 1e-12)
-checks.equal("attention-cold", "search", max(tied), 0.0, 1e-12, case="ties are equal")
-checks.at_least("attention-hot", "search", hot, 0.0, 1e-12)
+# Limits. Keys of one dimension and a label of length one make the scores whatever is wanted.
+one = torch.ones(1, dtype=torch.float64)
 z = torch.tensor(rng.normal(size=(6, D)))
 z[4] = z[2]
 e = 5 * z[2] / z[2].norm()
@@ -928,13 +894,54 @@ report.metric(
 
 
 # %% tags=["hide-input"]
+def weights_of(scores, *log_taus):
+    """The package's weights for these scores at each temperature."""
+    keys, everything = (
+        torch.tensor(scores, dtype=torch.float64)[:, None],
+        np.ones(len(scores), bool),
+    )
+    return [by_package(one, keys, everything, 10**h)[1] for h in log_taus]
+
+
 def entropies(scores, log_tau, log_ratio):
-    """Entropy of the package's weights for these scores at a temperature and at a higher one."""
-    keys = torch.tensor(scores, dtype=torch.float64)[:, None]
-    return [
-        float(entropy(by_package(one, keys, np.ones(len(scores), bool), 10**h)[1]))
-        for h in (log_tau, log_tau + log_ratio)
-    ]
+    """Entropy of the weights at a temperature and at a higher one."""
+    return [float(entropy(w)) for w in weights_of(scores, log_tau, log_tau + log_ratio)]
+
+
+def top_slack(scores, log_tau, log_ratio):
+    """What the largest weights lose together, for the number of them that loses least."""
+    cool, warm = (w.numpy() for w in weights_of(scores, log_tau, log_tau + log_ratio))
+    order = np.argsort(-np.array(scores), kind="stable")
+    return (cool[order].cumsum() - warm[order].cumsum()).min()
+
+
+def cold_slack(scores, log_tau):
+    """The bound on the weight off the best tokens, less that weight."""
+    a, found = np.array(scores), weights_of(scores, log_tau)[0].numpy()
+    best = a == a.max()
+    if best.all():
+        return 0.0
+    gap = (a.max() - a[~best].max()) / 10**log_tau
+    return (~best).sum() / best.sum() * math.exp(-gap) - found[~best].sum()
+
+
+def tie_slack(scores, log_tau):
+    """Minus the difference of the weights of the best token and of a copy of it."""
+    found = weights_of([max(scores), *scores, max(scores)], log_tau)[0]
+    return -abs(float(found[0] - found[-1]))
+
+
+def hot_slack(scores, log_tau):
+    """The bound on the distance from uniform weights, less that distance."""
+    spread = min(np.ptp(scores) / 10**log_tau, 700.0)  # the bound stays finite
+    furthest = float((weights_of(scores, log_tau)[0] - 1 / len(scores)).abs().max())
+    return math.expm1(spread) / len(scores) - furthest
+
+
+def monotone_slack(label, other, tokens, log_tau):
+    e, f, z = (torch.tensor(x, dtype=torch.float64) for x in (label, other, tokens))
+    t, t_other = (by_package(x, z, np.ones(len(z), bool), 10**log_tau)[0] for x in (e, f))
+    return float((e - f) @ (t - t_other))
 
 
 SCORES = {
@@ -950,6 +957,23 @@ def rise(**drawn):
 
 
 checks.survives("attention-entropy", rise, 1e-12, examples=400, **SCORES)
+checks.survives("attention-top", top_slack, 1e-12, examples=300, **SCORES)
+ONE = {name: SCORES[name] for name in ("scores", "log_tau")}
+checks.survives("attention-cold", cold_slack, 1e-12, examples=300, **ONE)
+checks.survives("attention-cold", tie_slack, 1e-12, case="ties", examples=50, **ONE)
+checks.survives("attention-hot", hot_slack, 1e-12, examples=300, **ONE)
+PLANE = st.lists(st.floats(-4, 4), min_size=2, max_size=2)
+TOKENS = st.lists(PLANE, min_size=1, max_size=5)
+checks.survives(
+    "attention-monotone",
+    monotone_slack,
+    1e-10,
+    examples=300,
+    label=PLANE,
+    other=PLANE,
+    tokens=TOKENS,
+    log_tau=SCORES["log_tau"],
+)
 found = checks.refuted(
     "attention-entropy", "entropy falls (math §12.2)", lambda **x: -rise(**x), 1e-12, **SCORES
 )
@@ -963,6 +987,9 @@ paste("attention_refuted_entropies", f"from {cool:.3f} to {warm:.3f} nats")
 # The library hypothesis searched for counter-examples: it steers its draws towards a violation and shrinks what it finds.
 # Against {eq}`eq-attention-entropy` it found none beyond $10^{-12}$, the round-off of a sum of a few logarithms.
 # The search calls the package's function with up to eight scores in $[-4, 4]$ and with temperatures from $10^{-2}$ to $10^4$; nothing is excluded.
+# The same scores and tolerance, with temperatures from $10^{-2}$ to $10^2$ or more, gave no counter-example to {eq}`eq-attention-top`, {eq}`eq-attention-cold` and {eq}`eq-attention-hot`.
+# For {eq}`eq-attention-monotone` the search draws two labels and up to five tokens in the plane, with entries in $[-4, 4]$ and $\tau$ from $10^{-2}$ to $10^2$.
+# It found none beyond $10^{-10}$: scores of some thousand cost four digits, and the product multiplies them by up to a hundred.
 # Against the direction of §12.2 it found this simplest case: scores {glue:text}`attention_refuted_scores:s`.
 # From $\tau$ = {glue:text}`attention_refuted_cool:s` to $\tau$ = {glue:text}`attention_refuted_warm:s` their entropy rises {glue:text}`attention_refuted_entropies:s`.
 #
@@ -1054,6 +1081,7 @@ paste("attention_entropy_model", f"{at_model:.2f}")
 #
 # **Proof.** Two scores differ by at most $2 / \tau$, so each of the other $n - 1$ exponentials is between $e^{-2 / \tau}$ and $e^{2 / \tau}$ times that of token $i$. ∎
 #
+# Hypothesis found no exception: it draws a label and up to five tokens in the plane, zero vectors included, and $\tau$ from $10^{-1.3}$ to ten; the tolerance $10^{-12}$ is round-off.
 # Both bounds are reached: by a token along the label with all others against it, and by the reverse.
 # At $\tau = 1$, the start that the mathematics document gives for dot products, a token gets at most $e^2$ times the uniform weight $1 / n$, so in a long text none can stand out.
 
@@ -1144,26 +1172,36 @@ for name in ("label", "token"):
     checks.equal("attention-cosine-gradient", "naive", gap[f"{name}, naive"], 0.0, 1e-6, case=name)
 checks.rejects("attention-cosine-gradient", "no projector", gap["no projector"], 0.0, 1e-6)
 
-below, above, tight = [], [], 0.0
-for case in range(10 * cases):
-    size, tau_r = int(rng.integers(1, 60)), float(10 ** rng.uniform(-1.3, 1))
-    e, z = rng.normal(size=4), rng.normal(size=(size, 4))
-    if case % 3 == 0:  # the extremes
-        z[:] = -e * rng.uniform(0.1, 9, size=(size, 1))
-        z[0] = e
-    if case % 3 == 1:
-        z[:] = e
-        z[0] = -2 * e
-    key = F.normalize(torch.tensor(z), dim=-1)
-    found = by_package(F.normalize(torch.tensor(e), dim=0), key, np.ones(size, bool), tau_r)[1]
-    least = 1 / (1 + (size - 1) * math.exp(2 / tau_r))
-    most = 1 / (1 + (size - 1) * math.exp(-2 / tau_r))
-    below.append(float(found.min()) - least)
-    above.append(most - float(found.max()))
-    if case % 3 < 2:
-        tight = max(tight, abs(float(found[0]) - (most, least)[case % 3]))
-checks.at_least("attention-cosine-bound", "search", below, 0.0, 1e-12, case="lower")
-checks.at_least("attention-cosine-bound", "search", above, 0.0, 1e-12, case="upper")
+
+def unit_weights(label, tokens, tau):
+    """The package's weights under cosine scores, and the two bounds."""
+    e, z = (torch.tensor(x, dtype=torch.float64) for x in (label, tokens))
+    every = np.ones(len(z), bool)
+    found = by_package(F.normalize(e, dim=0), F.normalize(z, dim=-1), every, tau)[1]
+    return found, *(1 / (1 + (len(z) - 1) * math.exp(x / tau)) for x in (2, -2))
+
+
+def ends_slack(label, tokens, log_tau):
+    found, least, most = unit_weights(label, tokens, 10**log_tau)
+    return min(float(found.min()) - least, most - float(found.max()))
+
+
+checks.survives(
+    "attention-cosine-bound",
+    ends_slack,
+    1e-12,
+    examples=300,
+    label=PLANE,
+    tokens=TOKENS,
+    log_tau=st.floats(-1.3, 1),
+)
+tight = 0.0
+for size, tau_r in ((2, 0.1), (7, 0.5), (60, 3.0)):
+    # One token along the label with the others against it, and the reverse.
+    for sign, bound in ((-1.0, 1), (1.0, 0)):
+        tokens = [[-sign, -2 * sign], *[[3 * sign, 6 * sign]] * (size - 1)]
+        found, *ends = unit_weights([1.0, 2.0], tokens, tau_r)
+        tight = max(tight, abs(float(found[0]) - ends[bound]))
 checks.equal("attention-cosine-bound", "exact", tight, 0.0, 1e-12, case="both are reached")
 ceiling = pd.DataFrame(
     {
@@ -1381,8 +1419,8 @@ outside_of = {name: 1 - found[:, 0].mean() for name, found in SHARES.items()}
 paste("attention_off_before", f"{outside_of['encoder before training']:.2f}")
 paste("attention_off_strict", f"{outside_of['short run, text set']:.2f}")
 paste("attention_off_literal", f"{outside_of['short run, literal set']:.2f}")
-ahead = outside_of["short run, literal set"] > outside_of["short run, text set"]
-paste("attention_off_compared", "more" if ahead else "less")
+ahead = outside_of["short run, literal set"] > outside_of["encoder before training"]
+paste("attention_off_moved", "more" if ahead else "less")
 
 # %% mystnb={"figure": {"caption": "Attention weight per group of positions under the literal set of math §6.2, for four models; one dot per label, bars for the mean, crosses for a label that attends to all positions alike. The set of this chapter would put all groups but the text at zero; a dot below its cross means that the label attends to that group less than to an average position.", "name": "fig-attention-leak"}, "image": {"alt": "Four strip plots, one per model, with five groups of positions: text, CLS, SEP, own LAB, other LAB. The control tokens receive weight well above zero."}} tags=["hide-input"]
 figure, axes = plt.subplots(2, 2, figsize=(6.4, 4.8), sharex=True, sharey=True)
@@ -1422,8 +1460,10 @@ paste_table("attention-leak", leaks, "Where the attention goes under the literal
 # Scores change by {glue:text}`attention_literal_change:s` on average, and the best label changes in {glue:text}`attention_literal_flips:s` texts.
 #
 # Before training, the encoder sends {glue:text}`attention_off_before:s` of the weight outside the text.
-# After the short run with the literal set it is {glue:text}`attention_off_literal:s`, {glue:text}`attention_off_compared:s` than the {glue:text}`attention_off_strict:s` after the same run with the text set.
-# That second run moves the share too, although its loss never reads a control token: the states of these tokens change with the encoder, and nothing holds their weight down.
+# After the short run with the literal set it is {glue:text}`attention_off_literal:s`, {glue:text}`attention_off_moved:s` than before; after the same run with the text set it is {glue:text}`attention_off_strict:s`.
+# These are two runs of {glue:text}`attention_leak_steps:s` steps from one seed.
+# They do not show that training increases the leak, and a full training with the literal set was not run.
+# What is certain is what {eq}`eq-attention-leak` proves: the path exists.
 #
 # ## Pictures
 #
@@ -1535,14 +1575,18 @@ OUTCOMES = {
         "corrected",
         f"The literal set holds [CLS], [SEP] and every [LAB]; on {name} they draw "
         f"{off_text.mean():.2f} of the weight ({(1 - even[:, 0]).mean():.2f} if weights were "
-        f"uniform), a label's own [LAB] {mass[:, 3].mean():.3f}; after {leak_steps} steps of training "
-        f"with the literal set they draw {outside_of['short run, literal set']:.2f}.",
+        f"uniform), a label's own [LAB] {mass[:, 3].mean():.3f}. On {backbone} they draw "
+        f"{outside_of['encoder before training']:.2f} before training, "
+        f"{outside_of['short run, literal set']:.2f} after {leak_steps} steps with the literal set and "
+        f"{outside_of['short run, text set']:.2f} after {leak_steps} steps with the text set, against "
+        f"{(1 - even[:, 0]).mean():.2f} for uniform weights: one seed, which does not show that training "
+        f"increases the leak.",
     ),
     "math-6.2-unique": (
         "verified",
         f"One embedding is computed per label. They need not differ: with dot-product scores two "
         f"agree exactly if their labels' difference is orthogonal to all token differences, so "
-        f"always on a one-token text (search over {len(products)} pairs, exact).",
+        f"always on a one-token text (search over {pairs_tried} pairs, exact).",
     ),
     "math-6.3-score": (
         "verified",
