@@ -45,6 +45,7 @@ steps: int = 200  # optimiser steps in search of the smallest loss
 import inspect
 import itertools
 import math
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import mpmath
@@ -57,6 +58,7 @@ from hypothesis import strategies as st
 from IPython.display import display
 from scipy.optimize import minimize
 
+from gliznet import losses
 from gliznet.config import GliZNetConfig
 from gliznet.data.corpus import hardset_mini
 from gliznet.data.types import examples_sha256
@@ -690,7 +692,6 @@ checks.equal(
     gather(hessian_formula),
     DIFFERENCE,
 )
-eigenvalues = gather(lambda s, t: np.linalg.eigvalsh(hessian(s, t)))
 x, v = sympy.symbols("x1:4", positive=True), sympy.symbols("v1:4", real=True)
 share = [x_j / sum(x) for x_j in x]
 loss = symbolic_loss(x, 2)
@@ -714,8 +715,18 @@ bent = [
     for (s, t), v in zip(CASES, directions, strict=True)
 ]
 checks.equal("supcon-curvature", "naive", bent, variances, 1e-4)  # error of order WIDE squared
-checks.at_least("supcon-curvature", "search", eigenvalues, 0.0, ROUND, case="convex")
-checks.at_least("supcon-curvature", "search", 0.5, eigenvalues, ROUND, case="one half")
+
+
+def between_curvatures(pairs):
+    """Both ends of the inequality, from autograd's second derivatives."""
+    s, v = np.array(pairs).T
+    bend = v @ hessian(s, np.arange(len(s)) < 1) @ v
+    return min(bend, v @ v / 2 - bend)
+
+
+PAIRS = st.lists(st.tuples(SCORE, SCORE), min_size=1, max_size=4)
+# The squared length of the direction, up to 64, multiplies the round-off.
+checks.survives("supcon-curvature", between_curvatures, 1e-11, examples=80, pairs=PAIRS)
 # Two labels of equal score share the mass: there the bound is reached.
 largest = np.linalg.eigvalsh(hessian(*row([0, 0], [1, 0])))[-1]
 checks.equal("supcon-curvature", "exact", largest, 0.5, ROUND)
@@ -931,6 +942,26 @@ needed = [
     for n, k in ((1, 20), (2, 20), (5, 13))
     for eps in (0.1, 0.01)
 ]
+
+
+def spare_scale(true_labels, false_labels, digits, more):
+    """At the needed scale, or above it, the best cosines come within 10^-digits of the floor."""
+    eps = 10.0**-digits
+    scale = max(0.5 * math.log(false_labels / true_labels / math.expm1(eps)), 0.0) + more
+    s, t = drawn_row([scale] * true_labels, [-scale] * false_labels)
+    return math.log(true_labels) + eps - value(s, t)
+
+
+checks.survives(
+    "supcon-needed-scale",
+    spare_scale,
+    ROUND,
+    examples=100,
+    true_labels=st.integers(1, 8),
+    false_labels=st.integers(1, 8),
+    digits=st.floats(0, 9),
+    more=st.floats(0, 3),
+)
 checks.equal(
     "supcon-needed-scale",
     "search",
@@ -1173,8 +1204,37 @@ checks.equal("supcon-entropy", "autograd", *by_kind["entropy"], ROUND)
 checks.equal("supcon-entropy", "naive", *loops["entropy"], DIFFERENCE)
 checks.equal("supcon-confidence", "autograd", *by_kind["log p"], ROUND)
 checks.equal("supcon-confidence", "naive", *loops["log p"], DIFFERENCE)
-checks.at_least("supcon-entropy", "search", 0.0, by_kind["entropy"][0], ROUND, case="sign")
-checks.at_least("supcon-confidence", "search", by_kind["log p"][0], 0.0, ROUND, case="sign")
+flat_head = SimilarityHead(GliZNetConfig.math(projected_dim=2, projection_init="default"))
+
+
+def log_softmaxes(cosines, scale, step):
+    """Of the package's scores of a text with labels at these cosines, at two scales."""
+    label = torch.tensor([[x, math.sqrt(1 - x * x)] for x in cosines], dtype=torch.float64)[None]
+    text = torch.tensor([1.0, 0.0], dtype=torch.float64).expand_as(label)
+    return [
+        flat_head(text, label, torch.tensor(x, dtype=torch.float64))[0].log_softmax(0)
+        for x in (scale, scale + step)
+    ]
+
+
+def less_entropy(**drawn):
+    low, high = (-float((x.exp() * x).sum()) for x in log_softmaxes(**drawn))
+    return low - high
+
+
+def more_confidence(**drawn):
+    low, high = (float(x.max()) for x in log_softmaxes(**drawn))
+    return high - low
+
+
+SCALED = {
+    "cosines": st.lists(st.floats(-1, 1), min_size=1, max_size=6),
+    "scale": st.floats(0.1, 20),
+    "step": st.floats(0, 20),
+}
+# Scores reach forty.
+checks.survives("supcon-entropy", less_entropy, 1e-11, case="falls", examples=150, **SCALED)
+checks.survives("supcon-confidence", more_confidence, 1e-11, case="rises", examples=150, **SCALED)
 checks.rejects("supcon-tau", "sign", [-x for x in by_kind["slope"][1]], by_kind["slope"][0], ROUND)
 
 
@@ -1192,6 +1252,16 @@ checks.equal(
     [slope_at(tau, c, t) for c, t in ends for tau in (1e-9, 1e5)],
     [m - c[t].mean() for c, t in ends for m in (c.mean(), c.max())],
     1e-8,  # τ is near its ends, not there
+)
+finite = (np.array([0.9, 0.6, 0.1, -0.4]), np.array([True, True, False, False]))
+# At zero; and at two hundred, where the other labels have lost all of their mass.
+c, t = finite
+at_ends = [
+    (naive((x + h) * c, t) - naive((x - h) * c, t)) / (2 * h)
+    for x, h in ((0.0, STEP), (200.0, 1.0))
+]
+checks.equal(
+    "supcon-tau-ends", "naive", at_ends, [m - c[t].mean() for m in (c.mean(), c.max())], DIFFERENCE
 )
 
 
@@ -1212,7 +1282,6 @@ checks.survives(
     rivals=RIVALS,
     scale=st.floats(0.1, 20),
 )
-finite = (np.array([0.9, 0.6, 0.1, -0.4]), np.array([True, True, False, False]))
 best = minimize(lambda x: naive(x[0] * finite[0], finite[1]), [3.0], bounds=[(1e-6, 100)]).x[0]
 checks.equal("supcon-tau", "search", slope_at(best, *finite), 0.0, 1e-5, case="finite best τ")
 report.metric("tau/finite_best", float(best), unit="best τ for cosines 0.9 and 0.6 true")
@@ -1659,6 +1728,26 @@ OVN_GRID = [(n, k, tau, m) for n, k, tau in GRID if n < k for m in MARGINS]
 ovn_reached = [lowest(n, k, tau, one_vs_negatives_loss, margin=m)[0] for n, k, tau, m in OVN_GRID]
 ovn_bounds = [math.log1p((k - n) * math.exp(m - 2 * tau)) for n, k, tau, m in OVN_GRID]
 checks.equal("supcon-ovn-bound", "search", ovn_reached, ovn_bounds, 1e-7, case="minimum")
+
+
+def above_ovn_bound(own, rivals, scale, margin):
+    """Scores are drawn up to four, so a fourth of them is a cosine."""
+    s, t = drawn_row(own, rivals)
+    least = math.log1p(len(rivals) * math.exp(margin - 2 * scale))
+    return ovn_value(s * scale / 4, t, margin) - least
+
+
+checks.survives(
+    "supcon-ovn-bound",
+    above_ovn_bound,
+    SOFTPLUS,
+    case="scores in the box",
+    examples=150,
+    own=OWN,
+    rivals=RIVALS,
+    scale=st.floats(0.1, 20),
+    margin=st.floats(0, 3),
+)
 far = [row([15.0] * n + [-15.0] * 4, [1] * n + [0] * 4) for n in (1, 3, 8)]
 vanishing = over_margins(ovn_value, far)
 checks.equal("supcon-ovn-bound", "naive", vanishing, 0.0 * vanishing, 1e-10, case="infimum zero")
@@ -1700,15 +1789,25 @@ checks.equal("supcon-ovn-bound", "naive", vanishing, 0.0 * vanishing, 1e-10, cas
 
 # %% tags=["hide-input"]
 half = [(s, t, m) for s, t in MIXED for m in MARGINS]
-at_half, tops, widths = [], [], []
+at_half, looped, tops, widths = [], [], [], []
+residuals = []
+for x, n in symbolic_rows(with_false=True):
+    # At s_j = m + r a true label's slope is minus half of 1/|P|.
+    for x_j in x[:n]:
+        slope = n * by_score(symbolic_ovn(x, n), x_j)
+        residuals.append(slope.subs(x_j, M * sum(x[n:])) + sympy.Rational(1, 2))
+all_zero("supcon-ovn-half", residuals)
 for s, t, m in half:
     rivals = math.log(sum(math.exp(x) for x in s[~t]))
     placed = np.where(t, m + rivals, s)
     at_half.append(ovn_gradient(placed, t, m)[t] * t.sum())
+    looped.append(differences(lambda x, t=t, m=m: naive_ovn(x, t, m), placed)[t] * t.sum())
     tops.append(rivals - s[~t].max())
     widths.append(math.log((~t).sum()) - tops[-1])
 at_half = np.concatenate(at_half)
 checks.equal("supcon-ovn-half", "autograd", at_half, np.full_like(at_half, -0.5), ROUND)
+looped = np.concatenate(looped)
+checks.equal("supcon-ovn-half", "naive", looped, np.full_like(looped, -0.5), 10 * DIFFERENCE)
 checks.at_least("supcon-ovn-half", "search", tops, 0.0, ROUND, case="lower end")
 checks.at_least("supcon-ovn-half", "search", widths, 0.0, ROUND, case="upper end")
 
@@ -1948,6 +2047,17 @@ checks.equal(
     np.zeros((4, 5)),
     case="its gradient",
 )
+# Symbolic: texts of three and two labels, and an empty one between them.
+x, y = sympy.symbols("x1:4", positive=True), sympy.symbols("y1:3", positive=True)
+kept_mean = (symbolic_loss(x, 2) + symbolic_loss(y, 1)) / 2
+counted = (symbolic_loss(x, 2) + 0 + symbolic_loss(y, 1)) / 3
+residuals = [kept_mean - sympy.Rational(3, 2) * counted]
+for z, n in ((x, 2), (y, 1)):
+    residuals += [
+        by_score(kept_mean, z_j) - (z_j / sum(z) - sympy.Rational(int(j < n), n)) / 2
+        for j, z_j in enumerate(z)
+    ]
+all_zero("supcon-empty", residuals)
 checks.rejects("supcon-empty", "empty rows counted", sum(each) / 4, loss.item(), ROUND)
 log_p = scores.detach().log_softmax(1)
 as_printed = -((log_p * target).sum(1) / target.sum(1)).mean().item()
@@ -1974,7 +2084,7 @@ pd.DataFrame(
 # - One candidate: the loss and its gradient are zero, whether the label is true or not.
 # - Every candidate true: SupCon asks for equal scores and then reaches its floor $\log K$. One-vs-negatives has no rival and is zero.
 # - Soft targets: the set $P$ is a yes or no, so the package counts a target above one half as true and any other as false.
-# - Padding: a padded score is replaced by half of the lowest finite number, whose exponential is zero. With the lowest number itself, less a large score, the difference would be minus infinity.
+# - Padding: a padded score is replaced by half of the lowest finite number. Beside any real score above that half its exponential is zero, and so it would be with the lowest number itself. Half keeps differences finite; no input of these two losses was found that needs it.
 
 # %% tags=["hide-input"]
 edges = {
@@ -2016,6 +2126,26 @@ for dtype in (torch.float16, torch.float32, torch.float64):
     padded = supcon_loss(high, target, mask) + one_vs_negatives_loss(high, target, mask, 0.0)
     (slope,) = torch.autograd.grad(padded, high)
     assert padded.isfinite() and slope.isfinite().all() and slope[0, 2] == 0, dtype
+# With the lowest number instead of its half: the same values and slopes, for the largest scores too.
+whole = mock.patch.object(losses, "_lowest", lambda x: torch.finfo(x.dtype).min)
+for dtype in (torch.float16, torch.float32, torch.float64):
+    sizes = [0.0, 1.0, torch.finfo(dtype).max / 4, -torch.finfo(dtype).max / 4]
+    found = []
+    for one, two in itertools.product(sizes, sizes):
+        for true in ([1.0, 0.0, 0.0], [1.0, 1.0, 0.0]):
+            results = []
+            for patch in (mock.patch.object(losses, "_lowest", losses._lowest), whole):
+                leaf = torch.tensor([[one, two, 0.0]], dtype=dtype, requires_grad=True)
+                target = torch.tensor([true], dtype=dtype)
+                mask = torch.tensor([[True, True, False]])
+                for term in (supcon_loss, one_vs_negatives_loss):
+                    with patch:
+                        result = term(leaf, target, mask)
+                    (slope,) = torch.autograd.grad(result, leaf)
+                    results += [result.item(), *slope[0].tolist()]
+            found.append(np.isfinite(results).all() and results[:8] == results[8:])
+    name = str(dtype).removeprefix("torch.")
+    checks.equal("supcon-loss", "exact", found, np.ones(len(found)), case=f"padding, {name}")
 edge_table.index.name = "text"
 edge_table.round(4)
 
