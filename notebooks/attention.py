@@ -1081,7 +1081,7 @@ paste("attention_entropy_model", f"{at_model:.2f}")
 #
 # **Proof.** Two scores differ by at most $2 / \tau$, so each of the other $n - 1$ exponentials is between $e^{-2 / \tau}$ and $e^{2 / \tau}$ times that of token $i$. ∎
 #
-# Hypothesis found no exception: it draws a label and up to five tokens in the plane, zero vectors included, and $\tau$ from $10^{-1.3}$ to ten; the tolerance $10^{-12}$ is round-off.
+# Hypothesis found no exception: it draws a label and up to five tokens in the plane, zero vectors included, and $\tau$ from about a twentieth to ten; the tolerance $10^{-12}$ is round-off.
 # Both bounds are reached: by a token along the label with all others against it, and by the reverse.
 # At $\tau = 1$, the start that the mathematics document gives for dot products, a token gets at most $e^2$ times the uniform weight $1 / n$, so in a long text none can stand out.
 
