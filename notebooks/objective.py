@@ -56,6 +56,7 @@ import pandas as pd
 import sympy
 import torch
 import transformers
+from hypothesis import assume
 from hypothesis import strategies as st
 from scipy.special import expit
 from transformers import set_seed
@@ -611,7 +612,23 @@ for row, of_text in zip(scores, true, strict=True):
     share = 1 / sum(of_text)
     looped += [math.exp(s) / total > share for s, t in zip(row, of_text, strict=True) if t]
 checks.equal("objective-away", "naive", slopes[true] > 0, looped)
-checks.at_least("objective-away", "search", slopes[~true], 0.0, case="false labels")
+SCORE = st.floats(-4, 4)
+# A text is a list of scores with their targets; its first label is true.
+TEXT = st.lists(st.tuples(SCORE, st.booleans()), min_size=2, max_size=4)
+TINY = 1e-15  # a few roundings of numbers that are at most one
+
+
+def on_its_side(text):
+    """Product of the package's slope and of its sign by the proposition, the smallest of a text."""
+    scores, true = zip(*text, strict=True)
+    sim = torch.tensor([scores], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[True, *true[1:]]], dtype=torch.float64)
+    slope = torch.autograd.grad(supcon_loss(sim, y, torch.ones_like(y).bool()), sim)[0][0].numpy()
+    shares = np.exp(scores) / np.exp(scores).sum()
+    return float((slope * np.sign(shares - y.numpy()[0] / float(y.sum()))).min())
+
+
+checks.survives("objective-away", on_its_side, TINY, examples=75, text=TEXT)
 pushed_away = float((slopes[true] > 0).mean())
 true = int(true.sum())
 report.metric("effect/math-9.1-supcon-force", pushed_away, n=true, unit="share of true labels")
@@ -708,9 +725,6 @@ checks.equal("objective-radial", "exact", tangential, 0.0, ROUND_OFF, case="the 
 # Such a case is built below: the label on which the two disagree has a short embedding, hence a large {math}`J_j`.
 
 # %% tags=["hide-input"]
-SCORE = st.floats(-4, 4)
-# A text is a list of scores with their targets; its first label is true.
-TEXT = st.lists(st.tuples(SCORE, st.booleans()), min_size=2, max_size=4)
 TEXTS = st.lists(TEXT, min_size=1, max_size=2)
 TEMPERATURES = {"log_tau": st.floats(-2, 2), "log_tau_bce": st.floats(-2, 2)}
 
@@ -748,8 +762,7 @@ def of_the_card(text, **scales):
     return agreement(text, **scales, loss=one_vs_negatives_loss, reduce=np.min, options=(0.5,))
 
 
-# Without rho both factors are at most one, so a few roundings make at most this.
-TINY = 1e-15
+# Without rho both factors are at most one.
 for case, slack in (("SupCon", agreement), ("one-vs-negatives", of_the_card)):
     checks.survives(
         "objective-agreement", slack, TINY, case=case, examples=100, text=TEXT, **TEMPERATURES
@@ -850,6 +863,30 @@ checks.equal("objective-hessian", "naive", numeric, by_formula, DIFFERENCE)
 checks.at_least(
     "objective-hessian", "search", lowest, 0.0, ROUND_OFF, case="no negative eigenvalue"
 )
+
+
+def above_chord(pair, share):
+    """The mixture's value between two lists of scores less than their mixed values, per loss."""
+    ends = torch.tensor([[x for x, _, _ in pair], [x for _, x, _ in pair]], dtype=torch.float64)
+    y = torch.tensor([[True, *(true for _, _, true in pair[1:])]], dtype=torch.float64)
+    every = torch.ones_like(y).bool()
+    rooms = []
+    for loss, options in (
+        (supcon_loss, ()),
+        (bce_loss, (4.0, 3.0)),
+        (one_vs_negatives_loss, (0.5,)),
+    ):
+        at = lambda sim, loss=loss, options=options: float(loss(sim[None], y, every, *options))  # noqa: E731
+        mixed = share * at(ends[0]) + (1 - share) * at(ends[1])
+        rooms.append(mixed - at(share * ends[0] + (1 - share) * ends[1]))
+    return min(rooms)
+
+
+checks.survives(
+    "objective-hessian", above_chord, ROUND_OFF, case="convex in the scores", examples=75,
+    pair=st.lists(st.tuples(SCORE, SCORE, st.booleans()), min_size=2, max_size=4),
+    share=st.floats(0, 1),
+)  # fmt: skip
 
 one, single = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.bool)
 
@@ -987,11 +1024,9 @@ pd.DataFrame({"length of the gradient": fitted}).rename_axis("term, fitted text"
 def weighed(points, weights, term, more):
     """Both differences of the proposition, from the minima of the package's total over points."""
     heavier = [w + more * (i == term) for i, w in enumerate(weights)]
-    leaves = torch.tensor(points, dtype=torch.float64)
-    at = [
-        np.argmin([float(total_loss(*leaf, tuple(some)).total) for leaf in leaves])
-        for some in (weights, heavier)
-    ]
+    columns = torch.tensor(points, dtype=torch.float64).T
+    at = [int(total_loss(*columns, tuple(some)).total.argmin()) for some in (weights, heavier)]
+    assume(at[0] != at[1])  # with one minimum for both weights nothing is to be shown
     own = [points[i][term] for i in at]
     rest = [
         sum(w * x for j, (w, x) in enumerate(zip(weights, points[i], strict=True)) if j != term)
@@ -1005,11 +1040,11 @@ checks.survives(
     "objective-monotone",
     weighed,
     case="any functions",
-    examples=150,
-    points=st.lists(st.tuples(*[st.integers(0, 20)] * 3), min_size=2, max_size=6),
-    weights=st.tuples(*[st.integers(0, 9)] * 3),
+    examples=50,
+    points=st.lists(st.tuples(*[st.integers(0, 99)] * 3), min_size=3, max_size=6),
+    weights=st.tuples(*[st.integers(1, 9)] * 3),
     term=st.integers(0, 2),
-    more=st.integers(1, 9),
+    more=st.integers(1, 99),
 )
 
 
@@ -1560,7 +1595,7 @@ for name, value in zip(TERMS, at_preset, strict=True):
     report.metric(f"share_of_step/{name}", float(value), n=steps)
 paste(
     "objective_shares",
-    ", ".join(f"{TITLES[n]} {100 * v:.1f} %" for n, v in zip(TERMS, at_preset, strict=True)),
+    ", ".join(f"{TITLES[n]} {100 * v:z.1f} %" for n, v in zip(TERMS, at_preset, strict=True)),
 )
 
 # %% mystnb={"figure": {"caption": "Every mixture of the three weights. Colour: the term with the largest share of the step, from the gradients of the run. Black dots: a step makes one of the terms worse. Star: both documents.", "name": "fig-objective-simplex"}, "image": {"alt": "A triangle with corners contrastive, BCE and repulsion, coloured by the term that has the largest share of the step, with a star near the side opposite to repulsion."}}
@@ -1657,6 +1692,20 @@ for number in range(cases):
 checks.equal("objective-kink", "search", left, np.zeros(cases), 1e-5, case="left")
 checks.equal("objective-kink", "search", right, kappas, 1e-5, case="right")
 checks.rejects("objective-kink", "one derivative", left, right, 1e-5)
+
+
+def one_sided(threshold):
+    """Minus the larger error of both difference quotients of the package's loss."""
+    angle = math.acos(threshold) - np.array([-1e-6, 0.0, 1e-6])
+    turned = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    pairs = torch.tensor(np.stack([np.tile([1.0, 0.0], (3, 1)), turned], axis=1))
+    pair = torch.ones(1, 2, dtype=torch.bool)
+    before, at, after = (float(repulsion_loss(x[None], pair, threshold)) for x in pairs)
+    kappa = math.sqrt(1 - threshold**2)
+    return -max(abs(at - before), abs(after - at - 1e-6 * kappa)) / 1e-6
+
+
+checks.survives("objective-kink", one_sided, 1e-5, examples=75, threshold=st.floats(-0.9, 0.9))
 
 jumps, found, formula = [], [], []
 both, y = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
